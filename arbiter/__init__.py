@@ -1,0 +1,1 @@
+"""The arbiter grants byte-budget leases on the GPU. It arrives with the first worker that needs a lease."""

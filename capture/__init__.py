@@ -1,0 +1,1 @@
+"""Capture writes every sample of a source to the durable backlog. It knows no model and waits for no reader."""

@@ -1,0 +1,413 @@
+"""Every message that crosses a process boundary, as frozen msgspec structs.
+
+Encoding: msgpack maps with field names, tag in the key `type`. Fields are only ever added, with defaults; readers
+skip kinds and fields they do not know. `common/PROTOCOL.md` is the same catalogue for other languages, and a test
+holds the two together. A position of audio is a sample number (16 kHz) since its stream began: an int, never a float.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, ClassVar, get_args
+
+import msgspec
+
+PROTOCOL = 1
+SAMPLE_RATE = 16_000
+PAGE_BYTES = 256 * 1024  # a replay page never exceeds this, one oversized event excepted
+APPEND_BYTES = 1024 * 1024  # larger appends are refused as "too large"
+
+Span = tuple[int, int]  # [first sample, end sample)
+
+
+class Struct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """Base of all wire structs: immutable, built by keyword."""
+
+
+class Word(Struct, frozen=True, kw_only=True):
+    """One word of a transcript with its place in the audio and the model's probability (0..1)."""
+
+    text: str
+    span: Span
+    p: float
+
+
+class Body(Struct, frozen=True, kw_only=True, tag_field="type"):
+    """Base of event bodies; the tag is the event's kind and the end of its topic `event.<kind>`."""
+
+    kind: ClassVar[str]
+
+
+class StreamStarted(Body, frozen=True, kw_only=True, tag="stream_started"):
+    """A stream began: its source, whether it is `live` or `batch`, and the wall clock (ns) of sample 0."""
+
+    source: str
+    lane: str
+    started_ns: int
+
+
+class StreamEnded(Body, frozen=True, kw_only=True, tag="stream_ended"):
+    """A stream ended at sample `end`; everything before it has its class."""
+
+    end: int
+    reason: str
+
+
+class Transcript(Body, frozen=True, kw_only=True, tag="transcript"):
+    """Final text of one utterance. `segment` is `stream:first_sample`; a correction has a higher `revision`."""
+
+    segment: str
+    revision: int = 0
+    supersedes: str | None = None  # `segment/revision` of the event this one replaces
+    span: Span
+    text: str
+    language: str
+    words: tuple[Word, ...] = ()
+    model: str
+
+
+class Silence(Body, frozen=True, kw_only=True, tag="silence"):
+    """The voice-activity detector ran over `span` and heard no speech."""
+
+    span: Span
+
+
+class Suppressed(Body, frozen=True, kw_only=True, tag="suppressed"):
+    """Sound that was decoded or gated and deliberately not captioned: what came out, and why it was dropped."""
+
+    span: Span
+    text: str
+    reason: str
+    segment: str = ""
+    revision: int = 0
+    supersedes: str | None = None
+
+
+class Gap(Body, frozen=True, kw_only=True, tag="gap"):
+    """Audio of `span` that has no caption because it was never captured or could not be processed."""
+
+    span: Span
+    reason: str
+    retryable: bool
+    segment: str = ""
+    revision: int = 0
+    supersedes: str | None = None
+
+
+class SpeakerTurn(Body, frozen=True, kw_only=True, tag="speaker_turn"):
+    """`speaker` talks during `span`; provisional until the clustering on the whole stream confirms it."""
+
+    span: Span
+    speaker: str
+    provisional: bool
+
+
+class Relabel(Body, frozen=True, kw_only=True, tag="relabel"):
+    """Speaker `source` is called `target` from now on, inside `span` or everywhere."""
+
+    source: str = msgspec.field(name="from")
+    target: str = msgspec.field(name="to")
+    span: Span | None = None
+
+
+class SpeakerName(Body, frozen=True, kw_only=True, tag="speaker_name"):
+    """A person gave `speaker` a name."""
+
+    speaker: str
+    name: str
+
+
+class Translation(Body, frozen=True, kw_only=True, tag="translation"):
+    """`segment` at `revision` in language `target`; `suspect` says what the guard found."""
+
+    segment: str
+    revision: int
+    target: str
+    text: str
+    suspect: str | None = None
+
+
+class Bullet(Struct, frozen=True, kw_only=True):
+    """One point of the minutes and the segments that prove it."""
+
+    kind: str
+    text: str
+    segments: tuple[str, ...]
+
+
+class Summary(Body, frozen=True, kw_only=True, tag="summary"):
+    """Minutes of the segments `first`..`last`; `coverage` is the share (0..1) of them that was read."""
+
+    first: str
+    last: str
+    bullets: tuple[Bullet, ...]
+    model: str
+    coverage: float
+
+
+class Purged(Body, frozen=True, kw_only=True, tag="purged"):
+    """The bodies of these `seqs` of `stream` are gone for good; whoever holds them makes tombstones of them."""
+
+    stream: str
+    seqs: tuple[Span, ...]  # inclusive runs (first seq, last seq)
+
+
+class Retry(Body, frozen=True, kw_only=True, tag="retry"):
+    """A person wants the retryable gaps that touch `span` processed again."""
+
+    span: Span
+
+
+class SummaryWanted(Body, frozen=True, kw_only=True, tag="summary_wanted"):
+    """A person wants minutes of this stream now."""
+
+
+EventBody = (
+    StreamStarted
+    | StreamEnded
+    | Transcript
+    | Silence
+    | Suppressed
+    | Gap
+    | SpeakerTurn
+    | Relabel
+    | SpeakerName
+    | Translation
+    | Summary
+    | Purged
+    | Retry
+    | SummaryWanted
+)
+BODIES: dict[str, type[Body]] = {str(c.__struct_config__.tag): c for c in get_args(EventBody)}
+KINDS = tuple(BODIES)
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """Envelope of one journal entry. `body` is msgpack bytes of an event body, empty when `purged`.
+
+    `prev` is the seq of the previous event of the same (stream, kind), 0 for the first: a subscriber to one topic
+    sees its own holes by it. The body travels as bytes so that any language can hash exactly what was stored.
+    """
+
+    seq: int
+    prev: int
+    stream: str
+    kind: str
+    producer: str
+    n: int
+    at_ns: int
+    body: bytes
+    purged: bool = False
+
+    def decode(self) -> EventBody | None:
+        """The body, or None for a tombstone or a kind this version does not know."""
+        cls = BODIES.get(self.kind)
+        if self.purged or cls is None:
+            return None
+        return msgspec.msgpack.decode(self.body, type=cls)  # type: ignore[no-any-return]
+
+    def canonical(self) -> bytes:
+        """One line that two holders of the same event agree on, byte for byte."""
+        body = "purged" if self.purged else hashlib.sha256(self.body).hexdigest()
+        return (
+            f"{self.seq} {self.prev} {self.stream} {self.kind} {self.producer} {self.n} {self.at_ns} {body}\n".encode()
+        )
+
+    def tombstone(self) -> Event:
+        return msgspec.structs.replace(self, body=b"", purged=True)
+
+
+class Request(Struct, frozen=True, kw_only=True, tag_field="type"):
+    """Base of requests; a server answers `Refused("wrong protocol")` when it does not speak `protocol`."""
+
+    protocol: int = PROTOCOL
+
+
+class Append(Request, frozen=True, kw_only=True, tag="append"):
+    """Commit `events`, `positions` and `state` together iff `producer`'s append count on `stream` is `expect_n`.
+
+    `expect_n = -1` never matches: it asks for the place (`At`) without changing anything. `positions` are merged
+    into the stored ones; `state` None keeps the stored state.
+    """
+
+    producer: str
+    stream: str
+    expect_n: int
+    positions: dict[str, int] = {}
+    events: tuple[msgspec.Raw, ...] = ()  # each one an encoded event body, `type` first
+    state: bytes | None = None
+
+
+class At(Struct, frozen=True, kw_only=True, tag_field="type", tag="at"):
+    """Where a producer stands: answer to every Append that was not refused, whether it was new, resent or in conflict."""
+
+    n: int
+    positions: dict[str, int]
+    state: bytes
+    head: int
+
+
+class Refused(Struct, frozen=True, kw_only=True, tag_field="type", tag="refused"):
+    """Nothing was done: why, and after how many seconds trying again makes sense (0: never as it is)."""
+
+    reason: str
+    retry_after_s: float = 0.0
+
+
+class Done(Struct, frozen=True, kw_only=True, tag_field="type", tag="done"):
+    """A command was carried out."""
+
+    detail: str = ""
+
+
+class Purge(Request, frozen=True, kw_only=True, tag="purge"):
+    """Really delete the bodies of every event of `stream` from the journal."""
+
+    stream: str
+
+
+class Hypothesis(Request, frozen=True, kw_only=True, tag="hypothesis"):
+    """Text of an utterance that may still change: `stable` will not, `unstable` may. Never journaled, never answered."""
+
+    stream: str
+    segment: str
+    revision: int
+    span: Span
+    stable: str
+    unstable: str
+
+
+class WorkerStatus(Request, frozen=True, kw_only=True, tag="worker_status"):
+    """A worker's sign of life, each second from its control thread. Never answered."""
+
+    worker: str
+    pid: int
+    phase: str  # loading | idle | scanning | inferring | appending
+    lag_s: dict[str, float] = {}  # per open stream
+    detail: str = ""
+
+
+class Doorbell(Struct, frozen=True, kw_only=True, tag_field="type", tag="doorbell"):
+    """Capture wrote (or wants to be seen): `end` is the first sample not yet on disk. Losing one costs latency only."""
+
+    source: str
+    stream: str
+    end: int
+    state: str  # ok | disk_full | no_device | reconnecting | ended
+    detail: str = ""
+    ram_s: float = 0.0  # seconds of audio waiting in RAM for the disk
+    lost_samples: int = 0  # since this process began; each one is in gaps.jsonl or will be
+
+
+class Replay(Request, frozen=True, kw_only=True, tag="replay"):
+    """Events with seq > `after`, of `kinds` and `stream` if given, at most `limit`."""
+
+    after: int
+    limit: int = 1000
+    kinds: tuple[str, ...] | None = None
+    stream: str | None = None
+
+
+class Page(Struct, frozen=True, kw_only=True, tag_field="type", tag="page"):
+    """Answer to Replay. Every matching event with seq in (after, upto] is in it; ask again from `upto` until it is `head`.
+
+    `first` is the oldest seq the journal still has: `first > after + 1` tells a truncated history.
+    """
+
+    journal: str
+    first: int
+    head: int
+    upto: int
+    events: tuple[Event, ...]
+
+
+class StateHash(Request, frozen=True, kw_only=True, tag="state_hash"):
+    """Ask for the sha256 over the canonical lines of all events (of `kinds`) with seq <= `upto` (-1: head)."""
+
+    kinds: tuple[str, ...] | None = None
+    upto: int = -1
+
+
+class Hash(Struct, frozen=True, kw_only=True, tag_field="type", tag="hash"):
+    """Answer to StateHash."""
+
+    upto: int
+    sha256: str
+
+
+class Coverage(Struct, frozen=True, kw_only=True):
+    """Samples of a stream by class; together with `pending` they are all there is."""
+
+    text: int = 0
+    silence: int = 0
+    suppressed: int = 0
+    gap: int = 0
+    pending: int = 0
+
+
+class ProducerBeat(Struct, frozen=True, kw_only=True):
+    """One producer's append count and positions on a stream."""
+
+    n: int
+    positions: dict[str, int]
+
+
+class StreamBeat(Struct, frozen=True, kw_only=True):
+    """One stream in the beat: heads of its inputs and topics, who has read how far, how late we are."""
+
+    source: str
+    lane: str
+    ended: bool
+    audio_head: int
+    heads: dict[str, int]  # kind -> seq
+    producers: dict[str, ProducerBeat]
+    lag_s: float
+    coverage: Coverage
+
+
+class Beat(Struct, frozen=True, kw_only=True, tag_field="type", tag="beat"):
+    """Each second: what a complete subscriber knows by now. Names live streams, those changed in 60 s, and a few others in turn."""
+
+    protocol: int
+    journal: str
+    head: int
+    at_ns: int
+    streams: dict[str, StreamBeat]
+    workers: dict[str, WorkerStatus]
+    captures: dict[str, Doorbell]
+    trouble: str = ""  # why appends are refused at present, if they are
+
+
+class Command(Request, frozen=True, kw_only=True, tag="command"):
+    """An order to the launcher (later: the arbiter). Sending it twice under one `id` carries it out once."""
+
+    id: str
+    verb: str
+    args: dict[str, str] = {}
+
+
+FeedRequest = Append | Purge | Hypothesis | WorkerStatus
+ReplayRequest = Replay | StateHash
+Answer = At | Refused | Done | Page | Hash
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+_answer = msgspec.msgpack.Decoder(Answer)
+
+
+def decode_answer(data: bytes) -> Answer:
+    return _answer.decode(data)
+
+
+def raw(body: Body) -> msgspec.Raw:
+    """An encoded event body, ready to stand in an Append."""
+    return msgspec.Raw(encode(body))
+
+
+def segment_id(stream: str, first_sample: int) -> str:
+    return f"{stream}:{first_sample}"
+
+
+def wire_types() -> list[type[Any]]:
+    """Every struct of the protocol, for the test that holds PROTOCOL.md against this file."""
+    return [v for v in globals().values() if isinstance(v, type) and issubclass(v, msgspec.Struct)]

@@ -1,0 +1,237 @@
+"""Settings: defaults < TOML file < environment (SWAPSCRIBE_SECTION__KEY) < command line (--set section.key=value).
+
+An unknown or ill-typed key is one line that names its path. Units are in the names. Nothing is read at import.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+ENV_PREFIX = "SWAPSCRIBE_"
+
+
+class UserError(Exception):
+    """A person's mistake or missing thing: printed as one line that says what to do, exit status 2."""
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of settings sections."""
+
+
+class Source(Section, frozen=True, kw_only=True):
+    """One source of audio; its row in the table is `capture@NAME`."""
+
+    name: str
+    kind: str  # file | stdin | microphone
+    path: str = ""  # file: path or URL
+    pace: str = "realtime"  # file: realtime | max | a factor such as "4"
+    rate_hz: int = 16_000  # stdin: sample rate of the s16le PCM
+    channels: int = 1  # stdin
+    device: str = ""  # microphone: number or part of the name; empty: the default one
+
+
+class CaptureSettings(Section, frozen=True, kw_only=True):
+    """Backlog writing."""
+
+    sync_interval_ms: int = 250
+    file_s: int = 60  # seconds of audio a backlog file holds
+    ram_s: int = 60  # audio kept in RAM while the disk does not take it (at least 30)
+    resume_within_s: int = 600  # a crashed live stream is continued within this time
+
+
+class RetentionSettings(Section, frozen=True, kw_only=True):
+    """When data is really deleted; 0 means never."""
+
+    read_audio_h: float = 24.0  # audio that every reader has processed
+    unread_audio_h: float = 0.0  # audio nobody has processed yet: only a limit you set here deletes it
+    events_d: float = 0.0  # journal entries of streams that ended
+
+
+class TranscriberSettings(Section, frozen=True, kw_only=True):
+    """Voice activity, cutting, decoding and suppression."""
+
+    model: str = "tiny.en"
+    language: str = "auto"  # auto, or a code such as "pt"
+    threads: int = 1
+    vad_threshold: float = 0.5  # speech begins above it and ends below it minus 0.15
+    pre_roll_ms: int = 400
+    end_silence_ms: int = 500
+    post_roll_ms: int = 200  # kept after the last speech frame
+    min_speech_ms: int = 96
+    max_utterance_s: float = 15.0
+    silence_run_s: float = 5.0
+    level_gate_dbfs: float = -60.0  # quieter "speech" is suppressed
+    no_speech_threshold: float = 0.6
+    logprob_threshold: float = -1.0
+    compression_ratio_threshold: float = 2.4
+    prompt_within_s: float = 30.0  # the previous utterance's text is context if it ended no longer ago
+
+
+class FeedSettings(Section, frozen=True, kw_only=True):
+    """Where subscribers connect. Empty: ipc in the run folder; `tcp://HOST:PORT` is encrypted with CURVE."""
+
+    pub_tcp: str = ""
+    replay_tcp: str = ""
+    curve_dir: str = ""  # server.key, server.pub, and clients/*.pub; made by `swapscribe keys`
+
+
+class ViewerSettings(Section, frozen=True, kw_only=True):
+    """The web page."""
+
+    host: str = "127.0.0.1"
+    port: int = 8765
+    token: str = ""  # needed as ?token= or bearer when host is not loopback
+    red_lag_s: float = 20.0  # /healthz turns red above this lag
+
+
+class Settings(Section, frozen=True, kw_only=True):
+    """Everything that can be set."""
+
+    data_dir: str = "data"
+    model_cache: str = ""  # empty: $XDG_CACHE_HOME/swapscribe or ~/.cache/swapscribe
+    source: tuple[Source, ...] = ()
+    capture: CaptureSettings = CaptureSettings()
+    retention: RetentionSettings = RetentionSettings()
+    transcriber: TranscriberSettings = TranscriberSettings()
+    feed: FeedSettings = FeedSettings()
+    viewer: ViewerSettings = ViewerSettings()
+
+    @property
+    def data(self) -> Path:
+        return Path(self.data_dir).absolute()
+
+    @property
+    def streams(self) -> Path:
+        return self.data / "streams"
+
+    @property
+    def cache(self) -> Path:
+        if self.model_cache:
+            return Path(self.model_cache).expanduser().absolute()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swapscribe"
+
+    def source_named(self, name: str) -> Source:
+        for s in self.source:
+            if s.name == name:
+                return s
+        known = ", ".join(s.name for s in self.source) or "none"
+        raise UserError(f"no source named {name!r} in the settings (known: {known}); add a [[source]] with that name")
+
+
+SOURCE_KINDS = ("file", "stdin", "microphone")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}")
+
+
+def load(
+    path: str | Path | None = None, overrides: tuple[str, ...] = (), environ: dict[str, str] | None = None
+) -> Settings:
+    """Merge all layers and check them. `path` None: ./swapscribe.toml if it exists. Raises UserError with one line."""
+    env = dict(os.environ) if environ is None else environ
+    tree: dict[str, Any] = {}
+    chosen = path or env.get(f"{ENV_PREFIX}CONFIG")
+    file = Path(chosen) if chosen else Path("swapscribe.toml")
+    if file.exists():
+        try:
+            tree = tomllib.loads(file.read_text())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
+            raise UserError(f"{file}: not valid TOML: {e}") from None
+    elif chosen:
+        raise UserError(f"{file}: no such settings file")
+    for key, value in env.items():
+        if key.startswith(ENV_PREFIX) and key != f"{ENV_PREFIX}CONFIG":
+            _put(tree, key.removeprefix(ENV_PREFIX).lower().split("__"), value, key)
+    for item in overrides:
+        dotted, eq, value = item.partition("=")
+        if not eq:
+            raise UserError(f"--set {item}: write section.key=value")
+        _put(tree, dotted.split("."), value, f"--set {dotted}")
+    try:
+        settings = msgspec.convert(tree, Settings, strict=False)
+    except msgspec.ValidationError as e:
+        raise UserError(f"settings: {_readable(str(e))}") from None
+    _check(settings)
+    return settings
+
+
+def _put(tree: dict[str, Any], keys: list[str], value: str, origin: str) -> None:
+    node = tree
+    for k in keys[:-1]:
+        node = node.setdefault(k, {})
+        if not isinstance(node, dict):
+            raise UserError(f"{origin}: {k!r} is not a section")
+    # A list or table is given as JSON: SWAPSCRIBE_SOURCE='[{"name": "mic", "kind": "microphone"}]'
+    if value[:1] in "[{" and value:
+        try:
+            node[keys[-1]] = msgspec.json.decode(value)
+            return
+        except msgspec.DecodeError:
+            pass
+    node[keys[-1]] = value
+
+
+def _readable(message: str) -> str:
+    """msgspec says ``Object contains unknown field `x` - at `$.a` ``; people read `a.x: unknown key`."""
+    text, _, at = message.partition(" - at ")
+    where = at.strip("`").removeprefix("$").lstrip(".")
+    m = re.match(r"Object contains unknown field `(.*)`", text)
+    if m:
+        return f"{where + '.' if where else ''}{m[1]}: unknown key"
+    return f"{where}: {text}" if where else text
+
+
+def _check(s: Settings) -> None:
+    seen: set[str] = set()
+    for i, src in enumerate(s.source):
+        where = f"settings: source[{i}]"
+        if not _NAME.fullmatch(src.name):
+            raise UserError(f"{where}.name: {src.name!r} must be 1 to 32 of a-z 0-9 _ . - and begin with a letter or digit")
+        if src.name in seen:
+            raise UserError(f"{where}.name: {src.name!r} is used twice")
+        seen.add(src.name)
+        if src.kind not in SOURCE_KINDS:
+            raise UserError(f"{where}.kind: {src.kind!r} is none of {', '.join(SOURCE_KINDS)}")
+        if src.kind == "file" and not src.path:
+            raise UserError(f"{where}.path: a file source needs a path")
+        if not 8_000 <= src.rate_hz <= 192_000 or not 1 <= src.channels <= 32:
+            raise UserError(f"{where}: rate_hz must be 8000 to 192000 and channels 1 to 32")
+        pace(src)
+    for name, low, value in (
+        ("capture.ram_s", 30, s.capture.ram_s),
+        ("capture.sync_interval_ms", 20, s.capture.sync_interval_ms),
+        ("capture.file_s", 1, s.capture.file_s),
+        ("transcriber.threads", 1, s.transcriber.threads),
+        ("transcriber.max_utterance_s", 2, s.transcriber.max_utterance_s),
+        ("transcriber.silence_run_s", 1, s.transcriber.silence_run_s),
+    ):
+        if value < low:
+            raise UserError(f"settings: {name}: {value} is below the least allowed, {low}")
+    if s.transcriber.max_utterance_s > 25:
+        raise UserError(f"settings: transcriber.max_utterance_s: {s.transcriber.max_utterance_s} is over 25 (Whisper hears 30 s at once)")
+    if not 0.2 <= s.transcriber.vad_threshold <= 0.95:
+        raise UserError(f"settings: transcriber.vad_threshold: {s.transcriber.vad_threshold} is not within 0.2 to 0.95")
+
+
+def pace(source: Source) -> float:
+    """Speed of a file source as a factor of real time; 0 means as fast as it can be read."""
+    if source.pace == "max":
+        return 0.0
+    if source.pace == "realtime":
+        return 1.0
+    try:
+        factor = float(source.pace)
+    except ValueError:
+        factor = -1.0
+    if not 0.01 <= factor <= 1000:
+        raise UserError(f"settings: source {source.name}: pace {source.pace!r} is not realtime, max or a factor such as 4")
+    return factor
+
+
+def lane(source: Source) -> str:
+    """`batch` for a file read as fast as it can be, else `live`."""
+    return "batch" if source.kind == "file" and pace(source) == 0.0 else "live"

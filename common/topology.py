@@ -1,0 +1,102 @@
+"""The ONE table of processes and endpoints. Launcher, CLI, README picture, tests and metrics labels come from it.
+
+A row with `per_source` stands for one process per configured source, named `capture@SOURCE`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A socket that a process binds: its name is the file name in the run folder, `@` means one per source."""
+
+    name: str
+    pattern: str  # ROUTER answers requests, PUB publishes
+    may_be_tcp: bool = False
+    doc: str
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of process: how it is started, what it reads and writes, and who outlives whom."""
+
+    name: str
+    module: str
+    doc: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    gpu: str = "no"  # no | lease | burst
+    binds: tuple[Endpoint, ...] = ()
+    per_source: bool = False
+    survives_launcher: bool = False  # adopted by its name lock when the launcher comes back; the others die with it
+
+
+TABLE: tuple[Row, ...] = (
+    Row(
+        name="feed",
+        module="workers.feed",
+        doc="journal of all events, live publication, replay",
+        reads=("appends", "backlog heads", "doorbells"),
+        writes=("journal", "events", "beat"),
+        binds=(
+            Endpoint(name="append", pattern="ROUTER", doc="Append, Purge, Hypothesis, WorkerStatus; local only"),
+            Endpoint(name="pub", pattern="PUB", may_be_tcp=True, doc="event.<kind>, live.hypothesis, beat"),
+            Endpoint(name="replay", pattern="ROUTER", may_be_tcp=True, doc="Replay, StateHash"),
+        ),
+        survives_launcher=True,
+    ),
+    Row(
+        name="capture",
+        module="capture",
+        doc="one source to the durable audio backlog",
+        reads=("microphone, file, stdin", "beat"),
+        writes=("backlog", "doorbells"),
+        binds=(Endpoint(name="doorbell@", pattern="PUB", doc="Doorbell after each write, and each second"),),
+        per_source=True,
+        survives_launcher=True,
+    ),
+    Row(
+        name="transcriber",
+        module="workers.transcriber",
+        doc="speech to final text with word times",
+        reads=("backlog", "doorbells", "event.retry"),
+        writes=("transcript", "silence", "suppressed", "gap", "stream_started", "stream_ended"),
+    ),
+    Row(
+        name="viewer",
+        module="workers.viewer",
+        doc="the web page, health and metrics",
+        reads=("events", "beat", "replay"),
+        writes=("web page",),
+    ),
+)
+
+LAUNCHER_ENDPOINT = Endpoint(name="launcher", pattern="ROUTER", doc="Command -> Done|Refused")
+AUDIO_READERS = ("transcriber",)  # producers whose `audio` position must pass a sample before it may be deleted
+COVERAGE_PRODUCER = "transcriber"  # the one whose spans classify every sample
+
+
+def row(name: str) -> Row:
+    """The row of process `name` (`capture@mic` has the row `capture`); KeyError when there is none."""
+    base = name.partition("@")[0]
+    for r in TABLE:
+        if r.name == base and r.per_source == ("@" in name):
+            return r
+    raise KeyError(name)
+
+
+def names(sources: tuple[str, ...]) -> tuple[str, ...]:
+    """All process names for these sources, in starting order."""
+    out: list[str] = []
+    for r in TABLE:
+        out += [f"{r.name}@{s}" for s in sources] if r.per_source else [r.name]
+    return tuple(out)
+
+
+def endpoint_name(endpoint: Endpoint, process: str) -> str:
+    """File name of the socket: `doorbell@` of `capture@mic` is `doorbell@mic`."""
+    return endpoint.name + process.partition("@")[2] if endpoint.name.endswith("@") else endpoint.name
+
+
+def doorbell(source: str) -> str:
+    return f"doorbell@{source}"

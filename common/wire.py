@@ -1,0 +1,210 @@
+"""The only file that imports zmq: endpoints, sockets with bounded buffers, requests with time-outs, CURVE.
+
+Framing: a request is one payload frame (after whatever envelope frames the client's socket adds: none for DEALER with
+an id frame in front, an empty one for REQ); the answer is the same envelope frames and one payload frame. A message
+over MAX_MESSAGE bytes closes its connection: one bad peer cannot exhaust the others' memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from common import messages as m
+from common.settings import Settings, UserError
+
+MAX_MESSAGE = 16 * 1024 * 1024
+IPC_PATH_LIMIT = 107  # sun_path, less its terminating zero
+log = logging.getLogger("wire")
+
+Frames = list[bytes]
+Timeout = zmq.Again
+POLLIN = zmq.POLLIN
+context = zmq.Context.instance
+
+
+def run_dir(settings: Settings) -> Path:
+    """The 0700 folder of sockets and locks: DATA/run, or a short one when a socket path would be too long."""
+    path = settings.data / "run"
+    longest = max([len("launcher"), *(len("doorbell@" + s.name) for s in settings.source), len("doorbell@") + 32])
+    if len(os.fsencode(path)) + 1 + longest > IPC_PATH_LIMIT:
+        tag = hashlib.sha256(os.fsencode(settings.data)).hexdigest()[:12]
+        base = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp")
+        path = base / f"swapscribe-{os.getuid()}-{tag}"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    info = path.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+        raise UserError(f"{path}: the run folder must be a directory of yours; remove it and start again")
+    path.chmod(0o700)
+    return path
+
+
+def ipc(settings: Settings, name: str) -> str:
+    return f"ipc://{run_dir(settings) / name}"
+
+
+def _socket(kind: int) -> zmq.Socket[bytes]:
+    s: zmq.Socket[bytes] = context().socket(kind)
+    s.setsockopt(zmq.LINGER, 0)
+    s.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+    return s
+
+
+def router(address: str) -> zmq.Socket[bytes]:
+    """Bind a ROUTER. A dead client's answers are dropped, never waited for."""
+    s = _socket(zmq.ROUTER)
+    s.setsockopt(zmq.SNDTIMEO, 0)
+    s.bind(address)
+    return s
+
+
+def publisher(address: str, hwm: int = 20_000) -> zmq.Socket[bytes]:
+    """Bind a PUB. A slow subscriber loses messages at `hwm`, never slows anybody; replay is its cure."""
+    s = _socket(zmq.PUB)
+    s.setsockopt(zmq.SNDHWM, hwm)
+    s.bind(address)
+    return s
+
+
+def subscriber(addresses: Iterable[str], topics: Iterable[str], hwm: int = 20_000) -> zmq.Socket[bytes]:
+    s = _socket(zmq.SUB)
+    s.setsockopt(zmq.RCVHWM, hwm)
+    s.setsockopt(zmq.RECONNECT_IVL, 50)
+    s.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+    for t in topics:
+        s.setsockopt(zmq.SUBSCRIBE, t.encode())
+    for a in addresses:
+        s.connect(a)
+    return s
+
+
+def receive(socket: zmq.Socket[bytes]) -> Frames | None:
+    """Next multipart message, or None when there is none now."""
+    try:
+        return socket.recv_multipart(zmq.NOBLOCK)
+    except zmq.Again:
+        return None
+
+
+def send(socket: zmq.Socket[bytes], frames: Frames) -> bool:
+    """Send without waiting; False when the peer is gone or full."""
+    try:
+        socket.send_multipart(frames, zmq.NOBLOCK)
+    except (zmq.Again, zmq.ZMQError):
+        return False
+    return True
+
+
+def poller(*sockets: zmq.Socket[bytes] | int) -> zmq.Poller:
+    p = zmq.Poller()
+    for s in sockets:
+        p.register(s, zmq.POLLIN)
+    return p
+
+
+class Unreachable(Exception):
+    """No answer within the time allowed."""
+
+
+class Requester:
+    """A client of a ROUTER endpoint: numbered requests, answers matched by number, late answers dropped.
+
+    Not for use from two threads at once.
+    """
+
+    def __init__(self, address: str, curve: Curve | None = None) -> None:
+        self.address = address
+        self._socket = _socket(zmq.DEALER)
+        # Messages are not queued for a server that is not there: a restarted one must not get a heap of old requests.
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        if curve:
+            curve.client(self._socket)
+        self._socket.connect(address)
+        self._id = 0
+
+    def request(self, message: m.Request, timeout_s: float) -> m.Answer:
+        """Send and wait for the matching answer. Raises Unreachable."""
+        self._id += 1
+        tag = self._id.to_bytes(8, "big")
+        deadline = time.monotonic() + timeout_s
+        self._socket.setsockopt(zmq.SNDTIMEO, max(1, int(timeout_s * 1000)))
+        try:
+            self._socket.send_multipart([tag, m.encode(message)])
+        except zmq.Again:
+            raise Unreachable(self.address) from None
+        while (left := deadline - time.monotonic()) > 0:
+            if not self._socket.poll(int(left * 1000) + 1):
+                continue
+            frames = self._socket.recv_multipart()
+            if len(frames) == 2 and frames[0] == tag:
+                return m.decode_answer(frames[1])
+        raise Unreachable(self.address)
+
+    def tell(self, message: m.Request) -> bool:
+        """Send without an answer and without waiting."""
+        return send(self._socket, [b"", m.encode(message)])
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Curve:
+    """CURVE keys for TCP endpoints: the server's pair, and the public keys of clients it lets in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @staticmethod
+    def make(folder: Path, client: str = "client") -> None:
+        """Create the server pair (once) and one client pair under `folder`; secret keys are 0600."""
+        (folder / "clients").mkdir(parents=True, exist_ok=True, mode=0o700)
+        for stem in ("server", client):
+            where = folder if stem == "server" else folder / "clients"
+            if (where / f"{stem}.pub").exists():
+                continue
+            public, secret = zmq.curve_keypair()
+            (where / f"{stem}.pub").write_bytes(public)
+            fd = os.open(where / f"{stem}.key", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            os.write(fd, secret)
+            os.close(fd)
+
+    def server(self, *sockets: zmq.Socket[bytes]) -> Any:
+        """Put CURVE on sockets not yet bound; returns the authenticator, which must be kept alive."""
+        from zmq.auth.thread import ThreadAuthenticator
+
+        try:
+            secret = (self.folder / "server.key").read_bytes()
+            allowed = {p.read_bytes() for p in (self.folder / "clients").glob("*.pub")}
+        except OSError:
+            raise UserError(f"{self.folder}: no CURVE keys; make them with: swapscribe keys {self.folder}") from None
+
+        class Known:
+            def callback(self, domain: str, key: bytes) -> bool:
+                from zmq.utils import z85
+
+                return z85.encode(key) in allowed
+
+        auth = ThreadAuthenticator(context())
+        auth.start()
+        auth.configure_curve_callback(domain="*", credentials_provider=Known())
+        for s in sockets:
+            s.setsockopt(zmq.CURVE_SERVER, 1)
+            s.setsockopt(zmq.CURVE_SECRETKEY, secret)
+            s.setsockopt(zmq.ZAP_DOMAIN, b"swapscribe")
+        return auth
+
+    def client(self, socket: zmq.Socket[bytes], name: str = "client") -> None:
+        public = (self.folder / "clients" / f"{name}.pub").read_bytes()
+        socket.setsockopt(zmq.CURVE_SERVERKEY, (self.folder / "server.pub").read_bytes())
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, (self.folder / "clients" / f"{name}.key").read_bytes())
