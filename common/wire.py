@@ -114,48 +114,62 @@ class Unreachable(Exception):
     """No answer within the time allowed."""
 
 
-class Requester:
+class Asker:
+    """A client of a ROUTER endpoint that never waits: one question at a time, late answers dropped."""
+
+    def __init__(self, address: str, curve: Curve | None = None) -> None:
+        self.address = address
+        self.socket = _socket(zmq.DEALER)
+        # Messages are not queued for a server that is not there: a restarted one must not get a heap of old requests.
+        self.socket.setsockopt(zmq.IMMEDIATE, 1)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        if curve:
+            curve.client(self.socket)
+        self.socket.connect(address)
+        self._id = 0
+
+    def ask(self, message: m.Request) -> bool:
+        """Send; forget any question still open. False when nobody listens."""
+        self._id += 1
+        return send(self.socket, [self._tag, m.encode(message)])
+
+    @property
+    def _tag(self) -> bytes:
+        return self._id.to_bytes(8, "big")
+
+    def answer(self) -> m.Answer | None:
+        """The answer to the newest question, if it is here."""
+        while (frames := receive(self.socket)) is not None:
+            if len(frames) == 2 and frames[0] == self._tag:
+                return m.decode_answer(frames[1])
+        return None
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Requester(Asker):
     """A client of a ROUTER endpoint: numbered requests, answers matched by number, late answers dropped.
 
     Not for use from two threads at once.
     """
 
-    def __init__(self, address: str, curve: Curve | None = None) -> None:
-        self.address = address
-        self._socket = _socket(zmq.DEALER)
-        # Messages are not queued for a server that is not there: a restarted one must not get a heap of old requests.
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
-        if curve:
-            curve.client(self._socket)
-        self._socket.connect(address)
-        self._id = 0
-
     def request(self, message: m.Request, timeout_s: float) -> m.Answer:
         """Send and wait for the matching answer. Raises Unreachable."""
-        self._id += 1
-        tag = self._id.to_bytes(8, "big")
         deadline = time.monotonic() + timeout_s
-        self._socket.setsockopt(zmq.SNDTIMEO, max(1, int(timeout_s * 1000)))
-        try:
-            self._socket.send_multipart([tag, m.encode(message)])
-        except zmq.Again:
-            raise Unreachable(self.address) from None
+        while not self.ask(message):  # not connected (yet)
+            if time.monotonic() >= deadline:
+                raise Unreachable(self.address)
+            self.socket.poll(5, zmq.POLLOUT)
         while (left := deadline - time.monotonic()) > 0:
-            if not self._socket.poll(int(left * 1000) + 1):
-                continue
-            frames = self._socket.recv_multipart()
-            if len(frames) == 2 and frames[0] == tag:
-                return m.decode_answer(frames[1])
+            if self.socket.poll(int(left * 1000) + 1) and (answer := self.answer()) is not None:
+                return answer
         raise Unreachable(self.address)
 
     def tell(self, message: m.Request) -> bool:
         """Send without an answer and without waiting."""
-        return send(self._socket, [b"", m.encode(message)])
-
-    def close(self) -> None:
-        self._socket.close()
+        return send(self.socket, [b"", m.encode(message)])
 
 
 class Curve:
@@ -178,8 +192,11 @@ class Curve:
             os.write(fd, secret)
             os.close(fd)
 
-    def server(self, *sockets: zmq.Socket[bytes]) -> Any:
-        """Put CURVE on sockets not yet bound; returns the authenticator, which must be kept alive."""
+    def serve(self, pub_tcp: str, replay_tcp: str) -> tuple[Any, list[zmq.Socket[bytes]], list[zmq.Socket[bytes]]]:
+        """Bind PUB and ROUTER sockets at these TCP addresses (empty: none), with CURVE.
+
+        Returns (authenticator to keep alive, PUBs, ROUTERs). They are sockets of their own: CURVE covers a whole socket.
+        """
         from zmq.auth.thread import ThreadAuthenticator
 
         try:
@@ -197,11 +214,19 @@ class Curve:
         auth = ThreadAuthenticator(context())
         auth.start()
         auth.configure_curve_callback(domain="*", credentials_provider=Known())
-        for s in sockets:
-            s.setsockopt(zmq.CURVE_SERVER, 1)
-            s.setsockopt(zmq.CURVE_SECRETKEY, secret)
-            s.setsockopt(zmq.ZAP_DOMAIN, b"swapscribe")
-        return auth
+        pubs, routers = [], []
+        for address, kind, made in ((pub_tcp, zmq.PUB, pubs), (replay_tcp, zmq.ROUTER, routers)):
+            if address:
+                socket = _socket(kind)
+                socket.setsockopt(zmq.CURVE_SERVER, 1)
+                socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
+                socket.setsockopt(zmq.ZAP_DOMAIN, b"swapscribe")
+                try:
+                    socket.bind(address)
+                except zmq.ZMQError as e:
+                    raise UserError(f"feed: cannot listen at {address}: {e.strerror}") from None
+                made.append(socket)
+        return auth, pubs, routers
 
     def client(self, socket: zmq.Socket[bytes], name: str = "client") -> None:
         public = (self.folder / "clients" / f"{name}.pub").read_bytes()

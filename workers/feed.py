@@ -1,0 +1,315 @@
+"""The feed: owner of the journal. In: appends and signs of life. Out: answers, live events, a beat each second, replay.
+
+Two threads: this one commits groups of appends and publishes them after the commit, then answers; the replay thread
+reads pages beside it, so that a subscriber catching up slows no append. After a kill the journal holds whole appends;
+producers that got no answer ask again, subscribers heal by replay.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from common import backlog, coverage, wire
+from common import messages as m
+from common.process import Log, Process, arguments, main
+from common.topology import COVERAGE_PRODUCER, doorbell
+from workers.journal import Journal, Reader
+
+BEAT_S = 1.0
+GROUP = 256  # appends per transaction at most
+CHANGED_WITHIN_S = 60.0
+OTHERS_PER_BEAT = 4
+HEARD_WITHIN_S = 3.0
+LOW_DISK_BYTES = 64 * 1024 * 1024
+RETENTION_EVERY_S = 60.0
+
+_request = msgspec.msgpack.Decoder(m.FeedRequest)
+_replay = msgspec.msgpack.Decoder(m.ReplayRequest)
+_doorbell = msgspec.msgpack.Decoder(m.Doorbell)
+
+
+def refusal(payload: bytes, error: Exception) -> m.Refused:
+    """Tell a peer whose message was not understood whether it is too new or plainly wrong."""
+    try:
+        protocol = msgspec.msgpack.decode(payload).get("protocol", m.PROTOCOL)
+    except (msgspec.MsgspecError, AttributeError):
+        return m.Refused(reason="malformed message: not a msgpack map")
+    if protocol != m.PROTOCOL:
+        return m.Refused(reason=f"wrong protocol {protocol!r}, this feed speaks {m.PROTOCOL}")
+    return m.Refused(reason=f"malformed message: {error}")
+
+
+class BadMessages:
+    """Says once per kind of complaint that somebody sends nonsense, and counts the rest."""
+
+    def __init__(self, log: Log, endpoint: str) -> None:
+        self.log, self.endpoint, self.count = log, endpoint, 0
+
+    def refuse(self, payload: bytes, error: Exception) -> m.Refused:
+        answer = refusal(payload, error)
+        self.count += 1
+        if self.count & (self.count - 1) == 0:  # 1, 2, 4, 8 ...
+            self.log.warning("refused", endpoint=self.endpoint, reason=answer.reason[:200], so_far=self.count)
+        return answer
+
+
+class ReplayThread(threading.Thread):
+    """Answers Replay and StateHash from a read-only connection."""
+
+    def __init__(self, sockets: list[Any], path: Any, journal: str, log: Log) -> None:
+        super().__init__(name="replay", daemon=True)
+        self._sockets, self._path, self._journal = sockets, path, journal
+        self._bad = BadMessages(log, "replay")
+        self.stopping = False
+
+    def run(self) -> None:
+        reader = Reader(self._path, self._journal)
+        poller = wire.poller(*self._sockets)
+        while not self.stopping:
+            for socket, _ in poller.poll(200):
+                frames = wire.receive(socket)
+                if frames:
+                    wire.send(socket, [*frames[:-1], m.encode(self._answer(reader, frames[-1]))])
+
+    def _answer(self, reader: Reader, payload: bytes) -> m.Page | m.Hash | m.Refused:
+        try:
+            ask = _replay.decode(payload)
+        except (msgspec.MsgspecError, RecursionError) as e:
+            return self._bad.refuse(payload, e)
+        if ask.protocol != m.PROTOCOL:
+            return refusal(payload, ValueError())
+        if isinstance(ask, m.StateHash):
+            upto, digest = reader.state_hash(ask.kinds, ask.upto)
+            return m.Hash(upto=upto, sha256=digest)
+        return reader.page(ask)
+
+
+class Feed:
+    """Journal, sockets and what the beat tells; `turn(now)` is one round of the loop."""
+
+    def __init__(self, process: Process) -> None:
+        settings = process.settings
+        self.settings, self.log = settings, process.log
+        self.journal = Journal(settings.data / "journal")
+        self.append = wire.router(wire.ipc(settings, "append"))
+        self.pubs = [wire.publisher(wire.ipc(settings, "pub"))]
+        replays = [wire.router(wire.ipc(settings, "replay"))]
+        self._auth = None
+        if settings.feed.pub_tcp or settings.feed.replay_tcp:
+            curve = wire.Curve(Path(settings.feed.curve_dir) if settings.feed.curve_dir else settings.data / "curve")
+            self._auth, pubs, more = curve.serve(settings.feed.pub_tcp, settings.feed.replay_tcp)
+            self.pubs += pubs
+            replays += more
+        self._doorbells = wire.subscriber([], [""])
+        self._rung: set[str] = set()
+        self.replay = ReplayThread(replays, self.journal.path, self.journal.id, process.log)
+        self.poller = wire.poller(self.append, self._doorbells)
+        self._bad = BadMessages(process.log, "append")
+        self._changed: dict[str, float] = {}
+        self._workers: dict[str, tuple[float, m.WorkerStatus]] = {}
+        self._captures: dict[str, tuple[float, m.Doorbell]] = {}
+        self._metas: dict[str, backlog.Meta] = {}
+        self._hypotheses: dict[str, tuple[int, float]] = {}
+        self._trouble = ""
+        self._next_beat = self._next_retention = 0.0
+        self._turn_of_others = 0
+
+    def run(self, process: Process) -> None:
+        self.replay.start()
+        self.log.info("serving", journal=self.journal.id, head=self.journal.head)
+        while not process.stopping:
+            self.turn(time.monotonic())
+        self.replay.stopping = True
+        self.replay.join(2.0)
+        self.journal.close()
+
+    def turn(self, now: float) -> None:
+        self.poller.poll(max(0, min(250, int((self._next_beat - now) * 1000))))  # a signal is seen within 250 ms
+        self._take_requests()
+        for _ in range(100):
+            frames = wire.receive(self._doorbells)
+            if frames is None:
+                break
+            try:
+                bell = _doorbell.decode(frames[-1])
+                self._captures[bell.source] = (time.monotonic(), bell)
+            except msgspec.MsgspecError as e:
+                self._bad.refuse(frames[-1], e)
+        now = time.monotonic()
+        if now >= self._next_beat:
+            self._next_beat = now + BEAT_S
+            self._publish("beat", m.encode(self.beat(now)))
+            if now >= self._next_retention:
+                self._next_retention = now + RETENTION_EVERY_S
+                self._retention()
+
+    def _take_requests(self) -> None:
+        """All requests that wait: appends as one transaction, published, then answered."""
+        group: list[tuple[wire.Frames, m.Append]] = []
+        for _ in range(GROUP):
+            frames = wire.receive(self.append)
+            if frames is None:
+                break
+            envelope, payload = frames[:-1], frames[-1]
+            try:
+                request = _request.decode(payload)
+            except (msgspec.MsgspecError, RecursionError) as e:
+                self._answer(envelope, self._bad.refuse(payload, e))
+                continue
+            if request.protocol != m.PROTOCOL:
+                self._answer(envelope, refusal(payload, ValueError()))
+                continue
+            match request:
+                case m.Append():
+                    group.append((envelope, request))
+                case m.WorkerStatus():
+                    self._workers[request.worker] = (time.monotonic(), request)
+                case m.Hypothesis():
+                    self._pass_on(request, payload)
+                case m.Purge():
+                    self._answer(envelope, self._purge(request.stream))
+        if group:
+            self._commit(group)
+
+    def _commit(self, group: list[tuple[wire.Frames, m.Append]]) -> None:
+        answers, events = self.journal.append([a for _, a in group])
+        now = time.monotonic()
+        for e in events:
+            self._publish(f"event.{e.kind}", m.encode(e))
+            self._changed[e.stream] = now
+        for (envelope, _), answer in zip(group, answers, strict=True):
+            self._answer(envelope, answer)
+        refused = next((a for a in answers if isinstance(a, m.Refused)), None)
+        trouble = refused.reason if refused and refused.retry_after_s else ""
+        if (trouble or events) and trouble != self._trouble:
+            self.log.warning("appends refused", reason=trouble) if trouble else self.log.info("appends taken again")
+            self._trouble = trouble
+        elif refused and not refused.retry_after_s:
+            self.log.warning("append refused", reason=refused.reason[:300])
+
+    def _answer(self, envelope: wire.Frames, answer: m.Answer) -> None:
+        wire.send(self.append, [*envelope, m.encode(answer)])
+
+    def _publish(self, topic: str, payload: bytes) -> None:
+        for pub in self.pubs:
+            wire.send(pub, [topic.encode(), payload])
+
+    def _pass_on(self, h: m.Hypothesis, payload: bytes) -> None:
+        now = time.monotonic()
+        if self._hypotheses.get(h.segment, (-1, 0.0))[0] >= h.revision:
+            return
+        self._hypotheses = {k: v for k, v in self._hypotheses.items() if now - v[1] < CHANGED_WITHIN_S}
+        self._hypotheses[h.segment] = (h.revision, now)
+        self._publish("live.hypothesis", payload)
+
+    def _purge(self, stream: str) -> m.Done | m.Refused:
+        if stream not in self.journal.heads:
+            return m.Refused(reason=f"no stream {stream!r} in the journal")
+        try:
+            events = self.journal.purge(stream)
+        except OSError as e:
+            return m.Refused(reason=str(e), retry_after_s=1.0)
+        for e in events:
+            self._publish(f"event.{e.kind}", m.encode(e))
+        self._changed[stream] = time.monotonic()
+        runs = [run for e in events for run in msgspec.msgpack.decode(e.body, type=m.Purged).seqs]
+        count = sum(b - a + 1 for a, b in runs)
+        self.log.info("purged", stream=stream, events=count)
+        return m.Done(detail=f"{count} events purged")
+
+    def _retention(self) -> None:
+        """Purge streams that ended longer ago than the user wants to keep them."""
+        limit_s = self.settings.retention.events_d * 86_400
+        if limit_s <= 0:
+            return
+        for stream, heads in list(self.journal.heads.items()):
+            if "stream_ended" in heads and heads.get("purged", 0) < heads["stream_ended"]:
+                ended_ns = self.journal.at_ns(heads["stream_ended"])
+                if time.time_ns() - ended_ns > limit_s * 1e9:
+                    self._purge(stream)
+
+    # -- the beat ---------------------------------------------------------------------------------------------------
+
+    def beat(self, now: float) -> m.Beat:
+        self._look_at_streams()
+        self._workers = {k: v for k, v in self._workers.items() if now - v[0] < HEARD_WITHIN_S}
+        self._captures = {k: v for k, v in self._captures.items() if now - v[0] < HEARD_WITHIN_S}
+        known = sorted({*self._metas, *self.journal.heads})
+        recent = [s for s in known if self._is_recent(s, now)]
+        others = [s for s in known if s not in set(recent)]
+        if others:
+            self._turn_of_others %= len(others)
+            recent += (others + others)[self._turn_of_others : self._turn_of_others + min(OTHERS_PER_BEAT, len(others))]
+            self._turn_of_others += OTHERS_PER_BEAT
+        places: dict[str, dict[str, m.ProducerBeat]] = {s: {} for s in recent}
+        for (producer, stream), (n, positions, _) in self.journal.places.items():
+            if stream in places:
+                places[stream][producer] = m.ProducerBeat(n=n, positions=positions)
+        return m.Beat(
+            protocol=m.PROTOCOL,
+            journal=self.journal.id,
+            head=self.journal.head,
+            at_ns=time.time_ns(),
+            streams={s: self._stream(s, places[s]) for s in recent},
+            workers={k: v for k, (_, v) in self._workers.items()},
+            captures={k: v for k, (_, v) in self._captures.items()},
+            trouble=self._trouble or self._low_disk(),
+        )
+
+    def _is_recent(self, stream: str, now: float) -> bool:
+        meta = self._metas.get(stream)
+        return bool(meta and not meta.ended) or now - self._changed.get(stream, -1e9) < CHANGED_WITHIN_S
+
+    def _stream(self, stream: str, producers: dict[str, m.ProducerBeat]) -> m.StreamBeat:
+        meta = self._metas.get(stream)
+        at = producers[COVERAGE_PRODUCER].positions.get("audio", 0) if COVERAGE_PRODUCER in producers else 0
+        if meta is None:  # purged, or known from the journal only
+            head = at
+        else:
+            head = meta.end if meta.ended else backlog.head(self.settings.streams / stream)
+        lag_s = max(0.0, backlog.seconds(head - at))
+        status = self._workers.get(COVERAGE_PRODUCER)
+        if status and stream in status[1].lag_s:
+            lag_s = status[1].lag_s[stream]
+        return m.StreamBeat(
+            source=meta.source if meta else stream,
+            lane=meta.lane if meta else "live",
+            ended=meta.ended if meta else True,
+            audio_head=head,
+            heads=self.journal.heads.get(stream, {}),
+            producers=producers,
+            lag_s=round(lag_s, 3),
+            coverage=coverage.coverage(self.journal.sums.get(stream, {}), head),
+        )
+
+    def _look_at_streams(self) -> None:
+        """Know the backlog's streams; the meta of one that has ended is read once."""
+        folders = {p.name: p for p in backlog.streams(self.settings.streams)}
+        self._metas = {s: meta for s, meta in self._metas.items() if s in folders}
+        for stream, folder in folders.items():
+            if stream not in self._metas or not self._metas[stream].ended:
+                meta = backlog.read_meta(folder)
+                if meta:
+                    self._metas[stream] = meta
+                    if meta.source not in self._rung:
+                        self._rung.add(meta.source)
+                        self._doorbells.connect(wire.ipc(self.settings, doorbell(meta.source)))
+
+    def _low_disk(self) -> str:
+        info = os.statvfs(self.settings.data)
+        free = info.f_bavail * info.f_frsize
+        return f"disk nearly full: {free >> 20} MiB free" if free < LOW_DISK_BYTES else ""
+
+
+def run(process: Process) -> None:
+    Feed(process).run(process)
+
+
+if __name__ == "__main__":
+    main("feed", run, arguments(__doc__ or ""))
