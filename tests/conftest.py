@@ -1,0 +1,190 @@
+"""Shared by all tests: waiting for states, settings in a folder of their own, real processes that end with the test.
+
+`--fail-on-skip` (used by CI) turns any skipped test into a failed run and names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+
+from common.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+T = TypeVar("T")
+
+
+def wait_for(predicate: Callable[[], T], timeout_s: float = 20.0, what: str = "") -> T:
+    """First true result of `predicate`, asked every 10 ms; a failed test after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        result = predicate()
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {timeout_s} s for {what or getattr(predicate, '__name__', 'a state')}; last: {result!r}")
+        time.sleep(0.01)
+
+
+class Started:
+    """A real process with its log in a file. It leads its own session, so that its children end with it."""
+
+    def __init__(self, argv: list[str], log: Path, env: dict[str, str], **popen: Any) -> None:
+        self.argv, self.log = argv, log
+        with log.open("ab") as out:
+            popen = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out, "start_new_session": True} | popen
+            self.popen = subprocess.Popen(argv, env=env, cwd=popen.pop("cwd", ROOT), **popen)
+        self.pid = self.popen.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.popen.poll() is None
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def signal(self, number: int) -> None:
+        self.popen.send_signal(number)
+
+    def wait(self, timeout_s: float = 20.0) -> int:
+        return self.popen.wait(timeout_s)
+
+    def stop(self, timeout_s: float = 20.0) -> int:
+        """SIGTERM and wait: a graceful end."""
+        if self.alive:
+            self.signal(signal.SIGTERM)
+        return self.wait(timeout_s)
+
+    def kill(self) -> int:
+        """kill -9 and wait."""
+        if self.alive:
+            self.signal(signal.SIGKILL)
+        return self.wait()
+
+    def close(self) -> None:
+        self.kill()
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # whatever it left in its session
+            os.killpg(self.pid, signal.SIGKILL)
+        for stream in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
+            if stream:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+
+class Processes:
+    """Starts `python -m MODULE` with the test's settings; ends all of them by pid when the test is over."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder, self.settings, self.started = folder, settings, list[Started]()
+
+    def config(self, settings: Settings | None = None) -> Path:
+        """The settings as a TOML file, for --config."""
+        path = self.folder / f"settings-{len(self.started)}.toml"
+        path.write_text(toml(settings or self.settings))
+        return path
+
+    def start(
+        self, module: str, *args: str, settings: Settings | None = None, env: dict[str, str] | None = None, **popen: Any
+    ) -> Started:
+        """`python -m module --config SETTINGS args…`; `env` is added to the environment, `popen` goes to Popen."""
+        argv = [sys.executable, "-m", module, "--config", str(self.config(settings)), *args]
+        return self.spawn(argv, module, env, **popen)
+
+    def spawn(self, argv: list[str], name: str, env: dict[str, str] | None = None, **popen: Any) -> Started:
+        """Any program, under the same care."""
+        log = self.folder / f"{len(self.started):02d}-{name}.log"
+        process = Started(argv, log, clean_environment() | (env or {}), **popen)
+        self.started.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in reversed(self.started):
+            process.close()
+
+
+def clean_environment() -> dict[str, str]:
+    """Ours without anybody's SWAPSCRIBE_ settings, and with this tree importable from any folder."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SWAPSCRIBE_")}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
+    return env
+
+
+def toml(settings: Settings) -> str:
+    """A settings file with everything in `settings` (tomllib reads, nothing in the standard library writes)."""
+    plain, tables = [], []
+    for key, value in msgspec.to_builtins(settings).items():
+        if key == "source":
+            for one in value:
+                tables += ["", "[[source]]", *(_line(k, v) for k, v in one.items())]
+        elif isinstance(value, dict):
+            tables += ["", f"[{key}]", *(_line(k, v) for k, v in value.items())]
+        else:
+            plain.append(_line(key, value))
+    return "\n".join([*plain, *tables]) + "\n"
+
+
+def _line(key: str, value: object) -> str:
+    return f"{key} = {msgspec.json.encode(value).decode()}"  # JSON strings and numbers are valid TOML
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """An empty folder with a short path (a socket's path has 107 bytes), removed afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="sw-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def settings(folder: Path) -> Settings:
+    """Defaults, with all data in a folder of this test."""
+    return Settings(data_dir=str(folder / "data"))
+
+
+@pytest.fixture
+def processes(folder: Path, settings: Settings, request: pytest.FixtureRequest) -> Iterator[Processes]:
+    """Real processes of this test; their logs become part of a failed test's report."""
+    group = Processes(folder, settings)
+    request.node._swapscribe_processes = group
+    yield group
+    group.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    group: Processes | None = getattr(item, "_swapscribe_processes", None)
+    if group and report.failed:
+        for p in group.started:
+            lines = p.output().splitlines()[-60:]
+            state = "running" if p.alive else f"exit status {p.popen.returncode}"
+            report.sections.append((f"{p.log.name} pid={p.pid} {state}", "\n".join(lines)))
+    return report
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fail-on-skip", action="store_true", help="a skipped test fails the run (for CI)")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and session.config.getoption("--fail-on-skip") and reporter.stats.get("skipped") and not exitstatus:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped and config.getoption("--fail-on-skip"):
+        terminalreporter.write_line(f"FAILED: {len(skipped)} skipped, and --fail-on-skip allows none")
