@@ -20,7 +20,9 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 
+from common.process import signal_holder
 from common.settings import Settings
+from common.wire import run_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
@@ -34,7 +36,7 @@ def wait_for(predicate: Callable[[], T], timeout_s: float = 20.0, what: str = ""
         if result:
             return result
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {timeout_s} s for {what or getattr(predicate, '__name__', 'a state')}; last: {result!r}")
+            pytest.fail(f"waited {timeout_s} s for {what or 'a state'}; last: {result!r}")
         time.sleep(0.01)
 
 
@@ -112,6 +114,9 @@ class Processes:
     def close(self) -> None:
         for process in reversed(self.started):
             process.close()
+        run = run_dir(self.settings)
+        for lock in run.glob("*.lock"):  # what a launcher started leads a session of its own
+            signal_holder(run, lock.stem, signal.SIGKILL)
 
 
 def clean_environment() -> dict[str, str]:
