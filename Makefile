@@ -1,0 +1,197 @@
+# `make run-all` sets everything up and starts it; `make test` sets up and tests; `make help` lists the rest.
+#
+# Each step of the set-up leaves a stamp in .venv/.set-up when it is complete. A second start finds the stamps and does
+# nothing; an interrupted one goes on where it stopped. Everything that pip says is kept in .venv/.set-up/log.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+PYTHON ?= # the interpreter to make .venv with; empty: the first of python3 python3.12 python3.13 python3.11 that will do
+ARGS ?=   # more arguments for the program behind a target: make test ARGS="-k journal"
+W ?=      # a process of the table: make restart W=transcriber
+
+BIN := .venv/bin
+DONE := .venv/.set-up
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+# Virtual environments do not move: in a moved or copied folder, or when its Python has gone, it is made anew.
+PLACE := $(shell [ -x $(BIN)/python ] && cat $(DONE)/place 2>/dev/null)
+ifneq ($(PLACE),$(CURDIR))
+.PHONY: $(DONE)/place
+endif
+
+define FUNCTIONS
+say() { printf '%s\n' "set-up: $$*"; }
+
+# pip's output as one moving line on a terminal, else one line for each download of more than 10 MB.
+calm() {
+  local line what= done total count=0
+  while IFS= read -r line; do
+    case $$line in
+      Progress\ *\ of\ *)
+        read -r _ done _ total <<<"$$line"
+        [ ! -t 1 ] || [ "$$total" -lt 1000000 ] ||
+          printf '\r\033[K  %d packages · %s %d of %d MB' $$count "$$what" $$((done / 1000000)) $$((total / 1000000))
+        continue ;;
+    esac
+    printf '%s\n' "$$line" >>$(DONE)/log
+    case $$line in
+      *Downloading\ *\ \(*\)* | *Using\ cached\ *\ \(*\)* | *Processing\ *)
+        what=$${line##*/}; what=$${what#*Downloading }; what=$${what#*Using cached }; count=$$((count + 1))
+        if [ -t 1 ]; then printf '\r\033[K  %d packages · %.90s' $$count "$$what"
+        elif [[ $$line == *[0-9][0-9].[0-9]\ MB* || $$line == *[0-9][0-9][0-9]\ MB* ]]; then say "  $$what"; fi ;;
+      *Installing\ collected\ packages*)
+        count=$$(tr -cd , <<<"$$line" | wc -c); count=$$((count + 1))
+        if [ -t 1 ]; then printf '\r\033[K  installing %d packages' $$count; else say "  installing $$count packages"; fi ;;
+    esac
+  done
+  [ ! -t 1 ] || printf '\r\033[K'
+}
+
+# A killed pip leaves packages that look installed: those whose record was not finished are forgotten first.
+heal() {
+  local info
+  for info in .venv/lib/python3*/site-packages/*.dist-info; do
+    if [ -d "$$info" ] && ! grep -qs INSTALLER "$$info/RECORD"; then rm -rf "$$info"; fi
+  done
+  rm -rf .venv/lib/python3*/site-packages/~*
+}
+
+install() { # what it is, for people; then pip's arguments
+  local what=$$1; shift
+  say "$$what"
+  mkdir -p $(DONE)
+  printf '\n== %s %s\n' "$$(date)" "$$what" >>$(DONE)/log
+  heal
+  if ! $(BIN)/python -m pip install --progress-bar raw -c constraints.txt "$$@" 2>&1 | calm; then
+    say "$$what: failed: $$(grep -a ERROR $(DONE)/log | tail -n 1 | cut -c -200). All of it: $(DONE)/log. The same command goes on from here."
+    exit 1
+  fi
+}
+
+as_root() { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
+
+apt_install() { # Debian packages, when root; the index is fetched only if a package is not in it
+  local apt=(apt-get -o DPkg::Lock::Timeout=120 -y -qq --no-install-recommends install "$$@")
+  export DEBIAN_FRONTEND=noninteractive
+  say "system packages: $$*"
+  mkdir -p $(DONE)
+  "$${apt[@]}" >>$(DONE)/log 2>&1 || { apt-get -qq update >>$(DONE)/log 2>&1 && "$${apt[@]}" >>$(DONE)/log 2>&1; }
+}
+
+set_up() { [ -x $(BIN)/swapscribe ] || { echo "swapscribe: not set up yet; start with: make run-all" >&2; exit 2; }; }
+named() { [ -n "$(W)" ] || { echo "swapscribe: say which process: make $@ W=transcriber ($$($(BIN)/swapscribe names 2>/dev/null || echo 'make status lists them'))" >&2; exit 2; }; }
+endef
+
+.PHONY: help
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+
+.PHONY: run-all
+run-all: $(DONE)/packages $(DONE)/mic models ## set up what is missing, start everything, print captions; Ctrl-C stops it
+	@exec $(BIN)/swapscribe run-all $(ARGS)
+
+.PHONY: test
+test: $(DONE)/packages $(DONE)/test-packages $(DONE)/mic models test-data ## set up what is missing and run all tests
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+.PHONY: demo
+demo: $(DONE)/packages models ## play the bundled recording through everything; ends by itself
+	@exec $(BIN)/swapscribe demo $(ARGS)
+
+.PHONY: status tail stop
+status: ## what runs, how late it is, what is covered
+tail: ## follow the captions
+stop: ## stop everything gracefully
+status tail stop:
+	@$(FUNCTIONS)
+	set_up; exec $(BIN)/swapscribe $@ $(ARGS)
+
+.PHONY: restart run
+restart: ## stop one process and let the launcher start it again: make restart W=transcriber
+run: ## take one process over in this terminal (for a debugger): make run W=transcriber
+restart run:
+	@$(FUNCTIONS)
+	set_up; named; exec $(BIN)/swapscribe $@ $(W) $(ARGS)
+
+.PHONY: models
+models: $(DONE)/packages ## fetch and verify the models of the embedded set
+	@exec $(BIN)/swapscribe models fetch
+
+.PHONY: test-data
+test-data: $(DONE)/packages
+	@exec $(BIN)/python -m tests.speech
+
+.PHONY: mic
+mic: $(DONE)/packages ## try again to install microphone support
+	@rm -f $(DONE)/mic
+	exec $(MAKE) --no-print-directory $(DONE)/mic
+
+.PHONY: lint
+lint: $(DONE)/packages $(DONE)/test-packages $(DONE)/dev-packages ## ruff, mypy --strict, import rules
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: clean
+clean: ## remove the environment and all tools' caches; recordings, journal (data/) and models stay
+	@[ ! -x $(BIN)/swapscribe ] || $(BIN)/swapscribe stop >/dev/null 2>&1 || true
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache swapscribe.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- set-up -----------------------------------------------------------------------------------------------------
+
+CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.12 python3.13 python3.11)
+GOOD_PYTHON = $(shell for p in $(CANDIDATES); do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$p"; break; }; done)
+NO_PYTHON = Python 3.11 or newer is needed and none of these is one: $(CANDIDATES). \
+	Install it, or name it: make run-all PYTHON=python3.12
+NO_VENV = This Python cannot make virtual environments: install $(VENV_PACKAGE) (apt-get install $(VENV_PACKAGE)) and start again
+VENV_PACKAGE = $(shell "$(GOOD_PYTHON)" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+
+$(DONE)/place:
+	@$(if $(GOOD_PYTHON),,$(error $(NO_PYTHON)))$(FUNCTIONS)
+	python="$(GOOD_PYTHON)"
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then
+	  if ! as_root || ! apt_install "$(VENV_PACKAGE)"; then echo "set-up: $(NO_VENV)" >&2; exit 2; fi
+	fi
+	say "Python environment in .venv (Python $$("$$python" -c 'import platform; print(platform.python_version())'))"
+	clear=
+	[ ! -e $@ ] || clear=--clear  # it was made in another folder
+	"$$python" -m venv $$clear .venv && $(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear .venv
+	mkdir -p $(DONE)
+	heal
+	$(BIN)/python -m pip install -q -c constraints.txt pip >>$(DONE)/log 2>&1 || { say "no package index can be reached: $$(grep -a ERROR $(DONE)/log | tail -n 1 | cut -c -200)"; exit 1; }
+	printf '%s\n' "$(CURDIR)" >$@
+
+$(DONE)/packages: $(DONE)/place pyproject.toml constraints.txt
+	@$(FUNCTIONS)
+	install "packages, 1 of 2: PyTorch (large: minutes on a slow line)" torch
+	install "packages, 2 of 2: everything else" -e .
+	touch $@
+
+$(DONE)/test-packages: $(DONE)/packages
+	@$(FUNCTIONS)
+	install "packages for the tests" -e '.[test]'
+	touch $@
+
+$(DONE)/dev-packages: $(DONE)/packages
+	@$(FUNCTIONS)
+	install "packages for lint" -e '.[dev]'
+	touch $@
+
+# Optional: whatever happens here is one line, is tried once, and nothing else waits for it.
+$(DONE)/mic: $(DONE)/packages
+	@$(FUNCTIONS)
+	works() { $(BIN)/python -c 'import pyaudio' 2>>$(DONE)/log; }
+	try() { heal; $(BIN)/python -m pip install -q -c constraints.txt PyAudio >>$(DONE)/log 2>&1 && works; }
+	debian="portaudio19-dev gcc python3-dev"
+	say "microphone support (optional)"
+	if works || try || { as_root && apt_install $$debian && try; }; then :
+	else say "microphone: not available, everything else is. To get it: sudo apt-get install $$debian && make mic"; fi
+	touch $@
