@@ -1,0 +1,328 @@
+"""The command line: `swapscribe COMMAND`. Starts what the table names, asks the running ones, prints for people.
+
+Every mistake is one line and status 2. Imports are inside the commands, so that `swapscribe --help` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from common.cli_data import keys, models, purge, retry, streams
+from common.settings import Settings, UserError, load
+
+if TYPE_CHECKING:
+    from common import messages as m
+    from common.launch import Launcher
+
+
+class Given:
+    """The global options, the settings they load, and the options that load the same settings in a child."""
+
+    def __init__(self, config: str | None, overrides: tuple[str, ...], data: str | None) -> None:
+        self.config, self.overrides = config, overrides + ((f"data_dir={Path(data).absolute()}",) if data else ())
+
+    def settings(self, *more: str) -> Settings:
+        return load(self.config, self.overrides + more)
+
+    def passed(self, *more: str) -> list[str]:
+        sets = [part for o in self.overrides + more for part in ("--set", o)]
+        return (["--config", self.config] if self.config else []) + sets
+
+    def source_chosen(self) -> tuple[str, ...]:
+        """With no source in the settings, the one that the last run-all took: the same name means the same source."""
+        from common import wire
+
+        settings = self.settings()
+        try:
+            return () if settings.source else ((wire.run_dir(settings) / "source").read_text(),)
+        except FileNotFoundError:
+            return ()
+
+
+@click.group(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", metavar="FILE", help="settings file (default: ./swapscribe.toml if there is one)")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="one setting; repeatable")
+@click.option("--data", metavar="DIR", help="data folder (default: ./data)")
+@click.pass_context
+def cli(ctx: click.Context, config: str | None, overrides: tuple[str, ...], data: str | None) -> None:
+    """Durable live captions from separate processes that share one small GPU."""
+    ctx.obj = Given(config, overrides, data)
+
+
+def main() -> NoReturn:
+    """Entry point: a person's mistake is one line on stderr and status 2; a bug is a traceback and status 1."""
+    from common.process import EXIT_NAME_TAKEN, EXIT_USER_ERROR, NameTaken
+
+    try:
+        sys.exit(cli.main(prog_name="swapscribe", standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as e:
+        click.echo(e.ctx.get_help() if e.ctx else "")
+        sys.exit(0)
+    except click.ClickException as e:
+        where = e.ctx.command_path if isinstance(e, click.UsageError) and e.ctx else "swapscribe"
+        line, status = f"{e.format_message()} See: {where} --help", EXIT_USER_ERROR
+    except UserError as e:
+        line, status = str(e), EXIT_USER_ERROR
+    except NameTaken as e:
+        line, status = f"already running here as pid {e.pid}; to end it: swapscribe stop", EXIT_NAME_TAKEN
+    except (click.Abort, KeyboardInterrupt):
+        line, status = "interrupted", 130
+    except BrokenPipeError:  # the reader of our output has gone; nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as e:
+        line, status = f"{e.filename or 'system'}: {e.strerror or e}", EXIT_USER_ERROR
+    print("swapscribe: " + " ".join(line.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+def say(line: str) -> None:
+    """A line on the terminal; when that has gone the processes still matter, the line does not."""
+    try:
+        print(line, flush=True)
+    except (BrokenPipeError, OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def news(line: str) -> None:
+    say(f"-- {line}")
+
+
+@cli.command()
+@click.pass_obj
+def run_all(given: Given) -> None:
+    """Run all processes here, and print captions; Ctrl-C stops everything."""
+    import json
+
+    from common import backlog, console, wire
+    from common.child import wants
+    from common.launch import NAME, Launcher
+    from common.process import NameTaken, holder
+
+    settings = given.settings()
+    more: tuple[str, ...] = ()
+    settings.data.mkdir(parents=True, exist_ok=True)
+    run = wire.run_dir(settings)
+    if pid := holder(run, NAME):
+        raise NameTaken(NAME, pid)
+    if settings.source:
+        news(f"sources: {', '.join(f'{s.name} ({s.kind} {s.path})'.replace(' )', ')') for s in settings.source)}")
+    else:
+        source, line = console.default_source()
+        more = ("source=" + json.dumps([source]),)
+        backlog.replace_file(run / "source", more[0].encode(), durable=False)
+        news(line)
+        settings = given.settings(*more)
+    for line in console.addresses(settings):
+        news(line)
+    captions = console.Captions(settings)
+
+    def each_turn(launcher: Launcher) -> None:
+        for line in captions.lines():
+            say(line)
+
+    Launcher(settings, wants(settings, given.passed(*more)), news, each_turn).run()
+
+
+@cli.command()
+@click.option("--pace", default="realtime", show_default=True, help="realtime, max, or a factor such as 4")
+@click.option("--keep", is_flag=True, help="keep the recording and journal it makes")
+@click.pass_obj
+def demo(given: Given, pace: str, keep: bool) -> None:
+    """Play the bundled recording through everything in a data folder of its own; ends by itself.
+
+    Status 1 when a second of it stayed without text, silence or a reason why it was suppressed.
+    """
+    import json
+
+    from common import console, wire
+    from common.child import wants
+    from common.launch import Launcher
+
+    data = given.settings().data / f"demo-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}"
+    more = (f"data_dir={data}", "source=" + json.dumps([console.recording(pace)]), f"viewer.port={console.free_port()}")
+    settings = given.settings(*more)
+    data.mkdir(parents=True)
+    news(f"demo: {console.RECORDING.name} at pace {pace}; ends by itself")
+    for line in console.addresses(settings):
+        news(line)
+    watch = console.Demo(settings, say)
+    Launcher(settings, wants(settings, given.passed(*more)), news, watch.turn).run()
+    good = watch.summary(news)
+    if keep or not good:
+        news(f"its recording, journal and logs: {data}")
+    else:
+        shutil.rmtree(wire.run_dir(settings), ignore_errors=True)
+        shutil.rmtree(data, ignore_errors=True)
+    sys.exit(0 if good else 1)
+
+
+@cli.command()
+@click.argument("process")
+@click.pass_obj
+def run(given: Given, process: str) -> NoReturn:
+    """Run one process in this terminal, taking its place if it runs; the launcher waits until it ends."""
+    exec_process(given, process)
+
+
+@cli.command()
+@click.option("--source", required=True, help="name of a [[source]] of the settings")
+@click.pass_obj
+def capture(given: Given, source: str) -> NoReturn:
+    """Capture one source in this terminal."""
+    exec_process(given, f"capture@{source}")
+
+
+def exec_process(given: Given, name: str) -> NoReturn:
+    from common import topology
+    from common.child import module_command
+
+    more = given.source_chosen()
+    known = topology.names(tuple(s.name for s in given.settings(*more).source))
+    if name not in known:
+        raise UserError(f"no process {name!r}; there are: {', '.join(known)}")
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *module_command(name, given.passed(*more)), "--take-over"])
+
+
+@cli.command()
+@click.pass_obj
+def devices(given: Given) -> NoReturn:
+    """List the microphones."""
+    os.execv(sys.executable, [sys.executable, "-m", "capture.devices"])
+
+
+def command(settings: Settings, verb: str, timeout_s: float = 3.0, **args: str) -> m.Done | m.Refused | None:
+    """Ask the launcher; None when there is none or it does not answer."""
+    from common import messages as m
+    from common import wire
+
+    asker = wire.Requester(wire.ipc(settings, "launcher"))
+    try:
+        answer = asker.request(m.Command(id=uuid.uuid4().hex, verb=verb, args=args), timeout_s)
+    except wire.Unreachable:
+        return None
+    finally:
+        asker.close()
+    return answer if isinstance(answer, m.Done | m.Refused) else None
+
+
+def until(reached: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not reached():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@cli.command()
+@click.argument("process")
+@click.pass_obj
+def restart(given: Given, process: str) -> None:
+    """Stop one process and let the launcher start it again."""
+    from common import messages as m
+    from common import wire
+    from common.child import running
+
+    settings = given.settings()
+    run = wire.run_dir(settings)
+    before = running(run)
+    answer = command(settings, "restart", process=process)
+    if answer is None:
+        raise UserError(f"no launcher runs in {settings.data}; start it with: swapscribe run-all")
+    if isinstance(answer, m.Refused):
+        raise UserError(answer.reason)
+    chosen = answer.detail.split(", ")
+
+    def again() -> bool:
+        now = running(run)
+        return all(n in now and now[n] != before.get(n) for n in chosen)
+
+    if not until(again, 15.0):
+        raise UserError(f"{answer.detail} is not up again after 15 s; see: swapscribe status")
+    say(f"{answer.detail} restarted")
+
+
+@cli.command()
+@click.pass_obj
+def stop(given: Given) -> None:
+    """Stop everything gracefully: captures, workers, feed, launcher."""
+    from common import wire
+    from common.child import running
+    from common.launch import NAME, Launcher
+    from common.process import holder
+
+    settings = given.settings()
+    run = wire.run_dir(settings)
+    if pid := holder(run, NAME):
+        command(settings, "stop")
+        if not until(lambda: holder(run, NAME) != pid, 60.0):
+            raise UserError(f"the launcher (pid {pid}) does not stop; kill -9 {pid} and say: swapscribe stop")
+    elif not running(run):
+        raise UserError(f"nothing runs in {settings.data}")
+    if running(run):
+        Launcher(settings, (), news).stop_leftovers()
+    say("everything is stopped")
+
+
+@cli.command(hidden=True)
+@click.pass_obj
+def names(given: Given) -> None:
+    """Names of all processes, for scripts."""
+    from common import topology
+
+    say(" ".join(topology.names(tuple(s.name for s in given.settings(*given.source_chosen()).source))))
+
+
+@cli.command()
+@click.pass_obj
+def status(given: Given) -> None:
+    """What runs, how late it is, and what became of every second."""
+    import json
+
+    from common import console, wire
+    from common.child import running
+    from common.launch import NAME
+    from common.process import holder
+
+    settings = given.settings()
+    run = wire.run_dir(settings)
+    pids = running(run)
+    states: dict[str, str] = {}
+    if pid := holder(run, NAME):
+        pids = {NAME: pid, **pids}
+        answer = command(settings, "status", timeout_s=2.0)
+        states = json.loads(answer.detail) if answer and hasattr(answer, "detail") else {NAME: "does not answer"}
+    if not pids:
+        raise UserError(f"nothing runs in {settings.data}; start it with: swapscribe run-all")
+    beat = console.one_beat(settings) if "feed" in pids else None
+    for line in [f"data: {settings.data}", *console.status(settings, pids, states, beat)]:
+        say(line)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="every event as one JSON line")
+@click.option("--from", "after", type=int, metavar="SEQ", help="begin with this event; 1 is the first (default: now)")
+@click.pass_obj
+def tail(given: Given, as_json: bool, after: int | None) -> None:
+    """Follow the captions."""
+    from common import console
+
+    console.tail(given.settings(), as_json, after, say)
+
+
+for one in (models, retry, purge, streams, keys):
+    cli.add_command(one)
+
+if __name__ == "__main__":
+    main()

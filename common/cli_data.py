@@ -1,0 +1,174 @@
+"""Commands that look after what is kept: models, streams and keys. `common/cli.py` adds them to `swapscribe`.
+
+Content is changed only by events and requests to the feed, so a killed command is simply given again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from common.settings import Settings, UserError
+
+if TYPE_CHECKING:
+    from common.cli import Given
+
+NO_FEED = "the feed does not answer; see: swapscribe status"
+
+
+@click.command()
+@click.pass_obj
+def streams(given: Given) -> None:
+    """List the recorded streams."""
+    from common import backlog, console
+
+    settings = given.settings()
+    found = [(p, meta) for p in backlog.streams(settings.streams) if (meta := backlog.read_meta(p))]
+    if not found:
+        raise UserError(f"no streams in {settings.streams}")
+    for folder, meta in found:
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(meta.started_ns / 1e9))
+        state = f"ended: {meta.end_reason}" if meta.ended else "open"
+        click.echo(
+            f"{meta.stream}  {meta.lane}  {began}  {console.clock(backlog.head(folder))}  {state}  {meta.origin}"
+        )
+
+
+def samples(text: str) -> int:
+    """`83.5`, `1:23.5` or `1:02:03` as a sample number."""
+    from common.messages import SAMPLE_RATE
+
+    try:
+        parts = [float(p) for p in text.split(":")]
+    except ValueError:
+        parts = [-1.0]
+    if len(parts) > 3 or min(parts) < 0:
+        raise UserError(f"{text!r} is no time; write seconds (83.5) or minutes:seconds (1:23.5)")
+    seconds = 0.0
+    for p in parts:
+        seconds = seconds * 60 + p
+    return round(seconds * SAMPLE_RATE)
+
+
+@click.command()
+@click.argument("stream")
+@click.option("--from", "start", default="0", metavar="TIME", help="seconds or m:s since the stream began")
+@click.option("--to", "end", metavar="TIME", help="default: its end")
+@click.pass_obj
+def retry(given: Given, stream: str, start: str, end: str | None) -> None:
+    """Transcribe the failed parts of a stream again."""
+    from common import backlog
+    from common import messages as m
+    from common.feed_client import Appender
+    from common.wire import Unreachable
+
+    settings = given.settings()
+    folder = settings.streams / stream
+    if backlog.read_meta(folder) is None:
+        raise UserError(f"no stream {stream!r} with audio; there are: swapscribe streams")
+    span = (samples(start), samples(end) if end else backlog.head(folder))
+    if span[0] >= span[1]:
+        raise UserError(f"nothing lies between {start} and {end or 'the end'}")
+    appender = Appender(settings, f"cli.{uuid.uuid4().hex[:12]}")
+    try:
+        for attempt in range(3):  # the producer's name is new, so that the same append twice is one event
+            try:
+                answer = appender.append(stream, 0, events=(m.Retry(span=span),))
+                break
+            except Unreachable:
+                if attempt == 2:
+                    raise UserError(NO_FEED) from None
+    finally:
+        appender.close()
+    if isinstance(answer, m.Refused):
+        raise UserError(f"refused: {answer.reason}")
+    click.echo(f"{stream}: what failed there is transcribed again when the transcriber comes to it")
+
+
+@click.command()
+@click.argument("stream", required=False)
+@click.option("--all", "everything", is_flag=True, help="every stream that is not live")
+@click.option("--yes", is_flag=True, help="do not ask")
+@click.pass_obj
+def purge(given: Given, stream: str | None, everything: bool, yes: bool) -> None:
+    """Really delete a stream: its audio, and its words from the journal and every subscriber."""
+    from common import backlog, feed_client
+    from common.wire import Unreachable
+
+    if bool(stream) == everything:
+        raise UserError("name one stream, or say --all; there are: swapscribe streams")
+    settings = given.settings()
+    try:  # before anything is deleted: without the feed the words would stay
+        journaled = [e.stream for e in feed_client.replay(settings, kinds=("stream_started",), timeout_s=3.0)]
+    except Unreachable:
+        raise UserError(f"a purge needs the feed, and {NO_FEED}") from None
+    known = dict.fromkeys([p.name for p in backlog.streams(settings.streams)] + _graves(settings) + journaled)
+    if stream and stream not in known:
+        raise UserError(f"no stream {stream!r}; there are: swapscribe streams")
+    live = [s for s in known if _is_live(settings, s)]
+    if stream in live:
+        raise UserError(f"{stream} is still live; end its capture first: swapscribe stop")
+    chosen = [stream] if stream else [s for s in known if s not in live]
+    if not yes:
+        click.confirm(f"delete audio and words of {', '.join(chosen) or 'nothing'} for good?", abort=True)
+    for name in chosen:
+        answer = _purge(settings, name)
+        click.echo(f"{name}: audio deleted; {answer}")
+    for name in live if everything else ():
+        click.echo(f"{name}: still live, left as it is")
+
+
+def _is_live(settings: Settings, stream: str) -> bool:
+    """Could a capture still write to it?"""
+    from common import backlog
+    from common.process import holder
+    from common.wire import run_dir
+
+    meta = backlog.read_meta(settings.streams / stream)
+    return bool(meta and not meta.ended and holder(run_dir(settings), f"capture@{meta.source}"))
+
+
+def _graves(settings: Settings) -> list[str]:
+    """Streams whose removal was killed half-way: out of sight already, not yet off the disk."""
+    return [p.name[1:].rpartition(".removed-")[0] for p in settings.streams.glob(".*.removed-*")]
+
+
+def _purge(settings: Settings, stream: str) -> str:
+    from common import backlog, wire
+    from common import messages as m
+
+    if (settings.streams / stream).exists():
+        backlog.remove(settings.streams / stream)
+    for grave in settings.streams.glob(f".{stream}.removed-*"):
+        shutil.rmtree(grave)
+    asker = wire.Requester(wire.ipc(settings, "append"))
+    try:
+        answer = asker.request(m.Purge(stream=stream), 60.0)
+    except wire.Unreachable:
+        raise UserError(f"{stream}: audio deleted, its words not yet: {NO_FEED}; then purge it again") from None
+    finally:
+        asker.close()
+    if isinstance(answer, m.Refused) and answer.retry_after_s:
+        raise UserError(f"{stream}: audio deleted, its words not yet: {answer.reason}; purge it again")
+    return getattr(answer, "detail", "") or getattr(answer, "reason", "")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--client", default="client", show_default=True, help="name of the client whose keys are made")
+def keys(folder: Path, client: str) -> None:
+    """Make CURVE keys for feeds over TCP: the server's once, and a client's."""
+    from common.wire import Curve
+
+    Curve.make(folder, client)
+    click.echo(f"keys in {folder}; set feed.curve_dir to it, and give server.pub and clients/{client}.* to the client")
+
+
+@click.group()
+def models() -> None:
+    """The model store: what is known, fetched and verified."""

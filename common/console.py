@@ -1,0 +1,272 @@
+"""What a person reads in the terminal: captions, the state of processes and streams, the source used by default.
+
+In: the feed, as any subscriber has it. Out: lines of text; nothing here waits longer than it is told, so that a dead
+feed never holds up whoever prints. Nothing is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from common import messages as m
+from common import topology, wire
+from common.feed_client import FeedClient
+from common.launch import Launcher
+from common.settings import Settings, UserError
+
+CAPTION_KINDS = ("transcript", "gap", "suppressed", "stream_started", "stream_ended")
+RECORDING = Path(__file__).resolve().parent.parent / "examples" / "recording.flac"
+FROM_THE_END = 2**62  # replay after this: no events, but the head
+
+
+def clock(samples: int) -> str:
+    """Place in a stream: `00:12.3`, with hours when there are any."""
+    tenths = samples * 10 // m.SAMPLE_RATE
+    hours, rest = divmod(tenths, 36_000)
+    return f"{hours}:" * bool(hours) + f"{rest // 600:02d}:{rest % 600 // 10:02d}.{rest % 10}"
+
+
+def caption(e: m.Event) -> str | None:
+    """One line for one event, None for events that are no caption or news of a stream."""
+    match e.decode():
+        case m.Transcript(span=span, text=text):
+            return f"{clock(span[0])}  {text.strip()}"
+        case m.Gap(span=span, reason=reason, retryable=retryable):
+            cure = f"; again with: swapscribe retry {e.stream}" if retryable else ""
+            return f"[{clock(span[0])} gap until {clock(span[1])}: {reason}{cure}]"
+        case m.Suppressed(span=span, text=text, reason=reason):
+            return (
+                f"[{clock(span[0])} suppressed until {clock(span[1])}: {reason}{f': {text.strip()}' if text else ''}]"
+            )
+        case m.StreamStarted(source=source):
+            return f"[{source}: stream {e.stream}]"
+        case m.StreamEnded(end=end, reason=reason):
+            return f"[{e.stream} ended at {clock(end)}: {reason}]"
+    return None
+
+
+def as_json(e: m.Event) -> str:
+    """An event as one JSON line; also of kinds this version does not know."""
+    body: dict[str, Any] = msgspec.msgpack.decode(e.body) if e.body else {}
+    body.pop("type", None)
+    head = {"seq": e.seq, "stream": e.stream, "kind": e.kind, "producer": e.producer, "at_ns": e.at_ns}
+    return json.dumps(head | ({"purged": True} if e.purged else {}) | {"body": body}, ensure_ascii=False)
+
+
+class Captions:
+    """Lines of the captions from now on (or after seq `after`); with several streams each line names its source."""
+
+    def __init__(self, settings: Settings, after: int | None = None) -> None:
+        self._settings = settings
+        self._client = None if after is None else FeedClient(settings, CAPTION_KINDS, after)
+        self._asker = wire.Asker(wire.ipc(settings, "replay"))
+        self._next_ask_s = 0.0
+        self._streams: set[str] = set()
+        self.words = 0
+
+    @property
+    def beat(self) -> m.Beat | None:
+        return self._client.last_beat if self._client else None
+
+    @property
+    def beat_heard_s(self) -> float:
+        return self._client.beat_heard_s if self._client else 0.0
+
+    def lines(self) -> list[str]:
+        """What came since the last call; never waits."""
+        if self._client is None:
+            self._find_head()
+        if self._client is None:
+            return []
+        out = []
+        for e in self._client.poll(0.0):
+            if isinstance(e, m.Event) and (line := caption(e)):
+                self._streams.add(e.stream)
+                out.append(line if len(self._streams) == 1 or line[0] == "[" else f"{e.stream}  {line}")
+                body = e.decode()
+                self.words += len(body.text.split()) if isinstance(body, m.Transcript) else 0
+        return out
+
+    def _find_head(self) -> None:
+        answer, now = self._asker.answer(), time.monotonic()
+        if isinstance(answer, m.Page):
+            self._client = FeedClient(self._settings, CAPTION_KINDS, answer.head)
+        elif now >= self._next_ask_s:
+            asked = self._asker.ask(m.Replay(after=FROM_THE_END, limit=1))
+            self._next_ask_s = now + (2.0 if asked else 0.1)
+
+
+def one_beat(settings: Settings, timeout_s: float = 2.0) -> m.Beat | None:
+    """The next beat of the feed, None when there is none in time."""
+    client = FeedClient(settings, kinds=())
+    deadline = time.monotonic() + timeout_s
+    while client.last_beat is None and time.monotonic() < deadline:
+        client.poll(deadline - time.monotonic())
+    client.close()
+    return client.last_beat
+
+
+def coverage_line(c: m.Coverage) -> str:
+    return "  ".join(f"{k} {getattr(c, k) / m.SAMPLE_RATE:.1f} s" for k in c.__struct_fields__)
+
+
+def status(settings: Settings, pids: dict[str, int], states: dict[str, str], beat: m.Beat | None) -> list[str]:
+    """Processes, then streams. `states` are the launcher's, by name; empty when there is no launcher."""
+    known = topology.names(tuple(s.name for s in settings.source))
+    lines = []
+    for name in dict.fromkeys(["launcher", *known, *pids, *states]):
+        pid, words = pids.get(name), [states.get(name, "up" if name in pids else "not running")]
+        if beat and pid and (bell := beat.captures.get(name.partition("@")[2])):
+            words += [bell.state, bell.detail]
+            words += [f"{bell.ram_s:.0f} s of audio wait in RAM for the disk"] if bell.ram_s >= 1 else []
+            words += [f"{bell.lost_samples / m.SAMPLE_RATE:.1f} s lost"] if bell.lost_samples else []
+        if beat and pid and (worker := beat.workers.get(name)):
+            words += [worker.phase, worker.detail]
+        lines.append(f"{name:<18} {f'pid {pid}' if pid else '-':<12} {', '.join(w for w in words if w)}")
+    if beat is None:
+        why = f"feed (pid {pids['feed']}) gives no sign of life" if "feed" in pids else "the feed is not running"
+        return [*lines, f"{why}, so nothing is known about streams"]
+    lines.append(
+        f"journal {beat.journal[:8]}, head {beat.head}" + (f"; trouble: {beat.trouble}" if beat.trouble else "")
+    )
+    for stream, sb in sorted(beat.streams.items()):
+        lines.append(f"{stream}  {sb.lane}, {'ended' if sb.ended else 'open'}  {clock(sb.audio_head)}")
+        lines.append(f"    {coverage_line(sb.coverage)}")
+        behind = {p: sb.audio_head - b.positions["audio"] for p, b in sb.producers.items() if "audio" in b.positions}
+        behind = behind or {topology.COVERAGE_PRODUCER: sb.audio_head}
+        waits = [f"{p} has {n / m.SAMPLE_RATE:.1f} s to read" for p, n in behind.items() if n > 0]
+        lines.append(f"    lag {sb.lag_s:.1f} s" + (f"; {', '.join(waits)}" if waits else "; everything is read"))
+    return lines
+
+
+def default_source() -> tuple[dict[str, str], str]:
+    """(a source, the line that says which and why): the microphone if there is one, else the bundled recording."""
+    try:  # in a process of its own with a time-out: a broken sound system may hang, and often prints pages
+        ask = [sys.executable, "-m", "capture.devices", "--default"]
+        found = subprocess.run(ask, capture_output=True, text=True, timeout=5.0, stdin=subprocess.DEVNULL)
+        why = (found.stderr or found.stdout).strip().splitlines()[-1:]
+        if found.returncode == 0:
+            return {"name": "mic", "kind": "microphone"}, f"source: the microphone ({found.stdout.strip()})"
+    except subprocess.TimeoutExpired:
+        why = ["the sound system does not answer"]
+    reason = why[0].removeprefix("swapscribe: ") if why else "no microphone"
+    return recording("realtime"), f"source: the bundled recording {RECORDING.name}, because: {reason}"
+
+
+def recording(pace: str) -> dict[str, str]:
+    if not RECORDING.exists():
+        raise UserError(f"{RECORDING}: the bundled recording is missing; name a [[source]] in swapscribe.toml")
+    return {"name": "recording", "kind": "file", "path": str(RECORDING), "pace": pace}
+
+
+def addresses(settings: Settings) -> list[str]:
+    viewer, feed = settings.viewer, settings.feed
+    token = f"?token={viewer.token}" if viewer.token else ""
+    tcp = ", ".join(a for a in (feed.pub_tcp, feed.replay_tcp) if a)
+    return [
+        f"viewer: http://{viewer.host}:{viewer.port}/{token}",
+        f"feed: {wire.ipc(settings, 'pub')} and {wire.ipc(settings, 'replay')}" + (f"; {tcp} (CURVE)" if tcp else ""),
+    ]
+
+
+def free_port() -> int:
+    """A port for a viewer that must not disturb the one that may be running."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def tail(settings: Settings, json_lines: bool, first: int | None, say: Callable[[str], None]) -> None:
+    """Print captions (or every event as JSON) until interrupted; says so when the feed is silent."""
+    after = None if first is None else max(0, first - 1)
+    if json_lines and after is None:
+        page = wire.Requester(wire.ipc(settings, "replay"))
+        try:
+            answer = page.request(m.Replay(after=FROM_THE_END, limit=1), 3.0)
+        except wire.Unreachable:
+            raise UserError("the feed does not answer; see: swapscribe status") from None
+        after = answer.head if isinstance(answer, m.Page) else 0
+    captions = Captions(settings, after)
+    client = FeedClient(settings, None, after or 0) if json_lines else None
+    silent_since, told = time.monotonic(), False
+    while True:
+        if client:
+            lines = [as_json(e) for e in client.poll(0.2) if isinstance(e, m.Event)]
+            beat_s = client.beat_heard_s
+        else:
+            lines = captions.lines()
+            time.sleep(0.1)
+            beat_s = captions.beat_heard_s
+        for line in lines:
+            say(line)
+        quiet = time.monotonic() - max(silent_since, beat_s) > 3.0
+        if quiet and not told:
+            print("swapscribe: the feed is silent; captions go on when it is back", file=sys.stderr)
+        told = quiet
+
+
+class Demo:
+    """Watches a run over file sources: prints captions, stops the launcher when everything is read, sums it up."""
+
+    STUCK_S = 120.0  # no process of the demo has a reason to do nothing for so long
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+        self._expected, self._say = len(settings.source), say
+        self._captions = Captions(settings, after=0)
+        self._worst_lag_s = 0.0
+        self._moved_at, self._place = time.monotonic(), 0
+        self._failure = "interrupted"
+
+    def turn(self, launcher: Launcher) -> None:
+        for line in self._captions.lines():
+            self._say(line)
+        now, beat = time.monotonic(), self._captions.beat
+        if beat:
+            self._worst_lag_s = max([self._worst_lag_s, *(s.lag_s for s in beat.streams.values())])
+            place = sum(s.audio_head + s.coverage.pending + beat.head for s in beat.streams.values())
+            if place != self._place:
+                self._place, self._moved_at = place, now
+            if self._is_over(beat):
+                self._failure = ""
+                launcher.stop()
+        if complaints := [s for s in launcher.slots if s.complaint]:
+            self._failure = f"{complaints[0].want.name} cannot run"
+            launcher.stop()
+        if now - self._moved_at > self.STUCK_S:
+            self._failure = f"nothing has moved for {self.STUCK_S:.0f} s"
+            launcher.stop()
+
+    def _is_over(self, beat: m.Beat) -> bool:
+        """Every source has ended, every sample is read, and the journal says so."""
+        streams = beat.streams.values()
+        return len(streams) >= self._expected and all(
+            s.ended
+            and "stream_ended" in s.heads
+            and topology.COVERAGE_PRODUCER in s.producers
+            and s.producers[topology.COVERAGE_PRODUCER].positions.get("audio", 0) >= s.audio_head
+            for s in streams
+        )
+
+    def summary(self, say: Callable[[str], None]) -> bool:
+        """Print what became of every second; True when none is pending or missing."""
+        for line in self._captions.lines():  # what came while everything was stopped
+            self._say(line)
+        beat = self._captions.beat
+        good = bool(beat and beat.streams) and not self._failure
+        for stream, s in beat.streams.items() if beat else ():
+            say(f"{stream}: {clock(s.audio_head)} of audio: {coverage_line(s.coverage)}")
+            good = good and not s.coverage.pending and not s.coverage.gap
+        say(
+            f"{self._captions.words} words, worst lag {self._worst_lag_s:.1f} s"
+            + f"; {self._failure}" * bool(self._failure)
+        )
+        return good

@@ -1,0 +1,357 @@
+"""The launcher over stand-in processes: restarts, back-off, adoption, take-over, orders, stop. All real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from common import messages as m
+from common import topology, wire
+from common.child import Life, Want, running, wants
+from common.launch import STEADY_S, Launcher
+from common.process import EXIT_NAME_TAKEN, holder, wait_gone
+from common.settings import Settings, Source
+from tests.conftest import ROOT, Processes, Started, clean_environment, wait_for
+
+NAMES = ["feed", "capture@a", "transcriber", "viewer"]
+
+
+class Table:
+    """A launcher over the stand-in table, and what a test wants to know about it."""
+
+    def __init__(self, processes: Processes, settings: Settings) -> None:
+        self.processes, self.settings = processes, settings
+        self.run = wire.run_dir(settings)
+        self.options = ["--set", f"data_dir={settings.data_dir}"]
+
+    def launch(self) -> Started:
+        argv = [sys.executable, "-m", "tests.standin_process", "launcher", *self.options]
+        return self.processes.spawn(argv, "launcher")
+
+    def take_over(self, name: str) -> Started:
+        argv = [sys.executable, "-m", "tests.standin_process", name, *self.options, "--take-over"]
+        return self.processes.spawn(argv, f"taken-{name}")
+
+    def up(self, *names: str) -> dict[str, int]:
+        """Pids once these (default: all) run."""
+        wanted = list(names) or NAMES
+        return wait_for(lambda: p if set(wanted) <= set(p := running(self.run)) else None, what=f"{wanted} up")
+
+    def other(self, name: str, old: int) -> int:
+        return wait_for(lambda: p if (p := holder(self.run, name)) not in (None, old) else None, what=f"new {name}")
+
+    def fault(self, name: str, what: str) -> None:
+        path = self.settings.data / f"fault-{name}"
+        path.with_suffix(".new").write_text(what)
+        path.with_suffix(".new").rename(path)
+
+    def mend(self, name: str) -> None:
+        (self.settings.data / f"fault-{name}").unlink()
+
+    def exit_record(self, name: str, pid: int) -> dict[str, Any]:
+        def read() -> dict[str, Any] | None:
+            path = self.run / f"{name}.exit"
+            row = json.loads(path.read_text()) if path.exists() else {}
+            return row if row.get("pid") == pid else None
+
+        return wait_for(read, what=f"{name}.exit of pid {pid}")
+
+    def ask(self, verb: str, id: str = "", **args: str) -> m.Answer:
+        asker = wire.Requester(wire.ipc(self.settings, "launcher"))
+        try:
+            return asker.request(m.Command(id=id or uuid.uuid4().hex, verb=verb, args=args), 5.0)
+        finally:
+            asker.close()
+
+
+@pytest.fixture
+def table(processes: Processes, settings: Settings) -> Table:
+    return Table(processes, settings)
+
+
+def said(launcher: Started, what: str) -> str:
+    return wait_for(lambda: next((x for x in launcher.output().splitlines() if what in x), ""), what=f"{what!r} said")
+
+
+@pytest.mark.pure
+def test_the_table_becomes_processes() -> None:
+    settings = Settings(source=(Source(name="a", kind="file", path="x"), Source(name="pipe", kind="stdin")))
+    made = {w.name: w for w in wants(settings, ["--set", "k=v"])}
+    assert list(made) == list(topology.names(("a", "pipe")))
+    assert made["capture@a"].command == ("-m", "capture", "--set", "k=v", "--source", "a")
+    assert [w.name for w in made.values() if w.stdin] == ["capture@pipe"]
+    assert {w.name for w in made.values() if w.survives} == {"feed", "capture@a", "capture@pipe"}
+    ranks = {w.name: w.stop_rank for w in made.values()}
+    assert ranks["capture@a"] < ranks["transcriber"] == ranks["viewer"] < ranks["feed"]
+
+
+@pytest.mark.processes
+def test_all_come_up_and_stop_leaves_nothing(table: Table) -> None:
+    launcher = table.launch()
+    pids = table.up()
+    assert "all 4 processes are up after" in said(launcher, "are up after")
+    for name, pid in pids.items():
+        assert os.getsid(pid) == pid, f"{name} shares the terminal's session"
+    launcher.signal(signal.SIGINT)
+    assert launcher.wait() == 0
+    assert running(table.run) == {} and all(wait_gone(pid, 0) for pid in pids.values())
+    ends = [line.split()[0] for line in launcher.output().splitlines() if line.split()[1:] == ["stopped"]]
+    assert ends[0] == "capture@a" and set(ends[1:3]) == {"transcriber", "viewer"} and ends[3] == "feed"
+    assert all(table.exit_record(name, pid)["ours"] for name, pid in pids.items())
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", NAMES)
+def test_a_killed_process_comes_back(table: Table, name: str) -> None:
+    table.launch()
+    old = table.up()
+    os.kill(old[name], signal.SIGKILL)
+    table.other(name, old[name])
+    record = table.exit_record(name, old[name])
+    assert record["cause"] == "signal 9" and record["ours"] is False
+    assert time.time() - record["at"] < 60
+    now = table.up()
+    assert [n for n in NAMES if now[n] != old[n]] == [name]
+
+
+@pytest.mark.processes
+def test_back_off_grows(table: Table) -> None:
+    launcher = table.launch()
+    table.up()
+    table.fault("viewer", "exit 1")
+    for delay in ("0.2", "0.4", "0.8", "1.6"):
+        assert said(launcher, f"viewer died (exit 1), again in {delay} s")
+    table.mend("viewer")
+    table.up("viewer")
+
+
+@pytest.mark.processes
+def test_a_long_life_makes_restarts_quick_again(settings: Settings, folder: Path) -> None:
+    launcher = Launcher(settings, (Want(name="viewer", command=("-c", "input()"), stdin=True),), lambda line: None)
+    slot = launcher.slots[0]
+    slot.life = Life.start(slot.want, folder / "x.log")
+    slot.fails = 6
+    launcher._watch(slot, slot.life)
+    assert slot.fails == 6
+    slot.life.began -= STEADY_S
+    launcher._watch(slot, slot.life)
+    assert slot.fails == 0
+    slot.life.signal(signal.SIGKILL)
+    assert slot.life.child and slot.life.child.wait() == -signal.SIGKILL
+
+
+@pytest.mark.processes
+def test_a_user_error_is_said_once_and_a_restart_order_tries_at_once(table: Table) -> None:
+    table.settings.data.mkdir(exist_ok=True)
+    table.fault("viewer", "user")
+    launcher = table.launch()
+    line = said(launcher, "viewer cannot run")
+    assert "the stand-in needs a person; do something" in line
+    table.ask("restart", process="viewer")  # still wrong: the same words are not said again
+    wait_for(lambda: launcher.output().count("viewer started") == 2)
+    table.exit_record("viewer", int(launcher.output().rpartition("viewer started as pid ")[2].split()[0]))
+    table.mend("viewer")
+    table.ask("restart", process="viewer")
+    table.up("viewer")
+    assert launcher.output().count("viewer cannot run") == 2  # a person asked in between: that is a new answer
+
+
+@pytest.mark.processes
+def test_a_finished_capture_stays_finished(table: Table) -> None:
+    launcher = table.launch()
+    pids = table.up()
+    table.fault("capture@a", "done")
+    said(launcher, "capture@a is finished")
+    os.kill(pids["viewer"], signal.SIGKILL)  # something to wait for: the loop has gone round since
+    table.other("viewer", pids["viewer"])
+    assert launcher.output().count("capture@a started") == 1
+    assert holder(table.run, "capture@a") is None
+    assert msgspec.json.decode(getattr(table.ask("status"), "detail", ""))["capture@a"] == "finished"
+
+
+@pytest.mark.processes
+def test_killed_launcher_model_workers_die_survivors_are_adopted(table: Table) -> None:
+    first = table.launch()
+    old = table.up()
+    first.kill()
+    assert wait_gone(old["transcriber"], 5) and wait_gone(old["viewer"], 5)
+    assert running(table.run) == {"feed": old["feed"], "capture@a": old["capture@a"]}
+    second = table.launch()
+    new = table.up()
+    assert (new["feed"], new["capture@a"]) == (old["feed"], old["capture@a"])
+    assert "left alone" in said(second, "feed is running") and "other settings" not in said(second, "feed is running")
+    os.kill(new["feed"], signal.SIGKILL)  # an adopted process is watched like a child
+    table.other("feed", new["feed"])
+    assert table.exit_record("feed", new["feed"])["cause"] == "unknown"
+    assert second.stop() == 0
+    assert running(table.run) == {} and wait_gone(old["capture@a"], 0)
+
+
+@pytest.mark.processes
+def test_take_over_and_return(table: Table) -> None:
+    launcher = table.launch()
+    old = table.up()["transcriber"]
+    taken = table.take_over("transcriber")
+    wait_for(lambda: holder(table.run, "transcriber") == taken.pid)
+    assert table.exit_record("transcriber", old)["ours"] is False
+    said(launcher, f"transcriber is running as pid {taken.pid}")
+    taken.signal(signal.SIGINT)
+    assert taken.wait() == 0
+    back = table.other("transcriber", taken.pid)
+    assert f"transcriber started as pid {back}" in said(launcher, f"transcriber started as pid {back}")
+
+
+@pytest.mark.processes
+def test_restart_is_carried_out_once_per_id(table: Table) -> None:
+    table.launch()
+    old = table.up()["viewer"]
+    assert table.ask("restart", id="one", process="viewer") == m.Done(detail="viewer")
+    new = table.other("viewer", old)
+    assert table.exit_record("viewer", old)["ours"] is True
+    assert table.ask("restart", id="one", process="viewer") == m.Done(detail="viewer")
+    feed = table.up()["feed"]
+    assert table.ask("restart", id="two", process="feed") == m.Done(detail="feed")  # it has passed "one" long since
+    table.other("feed", feed)
+    assert holder(table.run, "viewer") == new
+    refused = table.ask("restart", process="nobody")
+    assert isinstance(refused, m.Refused) and "feed, capture@a, transcriber, viewer" in refused.reason
+    assert table.ask("restart", process="capture") == m.Done(detail="capture@a")
+
+
+@pytest.mark.processes
+def test_garbage_is_refused_and_said_once(table: Table) -> None:
+    launcher = table.launch()
+    table.up()
+    asker = wire.Asker(wire.ipc(table.settings, "launcher"))
+    known = m.encode(m.Command(id="x", verb="ping"))
+    nested = b"\x91" * 100_000
+    for data in (b"", b"\xff" * 10, known[:-3], nested, os.urandom(1 << 20), m.encode(m.Replay(after=0))):
+        asker._id += 1
+        wait_for(lambda data=data: wire.send(asker.socket, [asker._tag, data]))
+        assert isinstance(wait_for(asker.answer), m.Refused)
+    wire.send(asker.socket, [b"no tag"])
+    assert "protocol" in getattr(table_protocol(asker), "reason", "")
+    asker.close()
+    huge = wire.Asker(wire.ipc(table.settings, "launcher"))  # closes its own connection, nobody else's
+    wait_for(lambda: wire.send(huge.socket, [b"tag", bytes(wire.MAX_MESSAGE + 1)]))
+    assert isinstance(table.ask("ping"), m.Done)
+    huge.close()
+    assert launcher.output().count("refused something") == 1
+    refused = table.ask("explode")
+    assert isinstance(refused, m.Refused) and "restart, stop, status, ping" in refused.reason
+
+
+def table_protocol(asker: wire.Asker) -> m.Answer:
+    wait_for(lambda: asker.ask(m.Command(id="p", verb="ping", protocol=99)))
+    return wait_for(asker.answer)
+
+
+@pytest.mark.processes
+def test_second_launcher_is_refused_in_one_line(table: Table) -> None:
+    table.launch()
+    pids = table.up()
+    second = table.launch()
+    assert second.wait() == EXIT_NAME_TAKEN
+    assert len(second.output().splitlines()) == 1
+    assert table.up() == pids
+
+
+@pytest.mark.processes
+def test_deaf_process_is_killed_and_that_is_recorded_as_ours(table: Table) -> None:
+    launcher = table.launch()
+    old = table.up()["transcriber"]
+    table.fault("transcriber", "deaf")
+    log = table.settings.data / "logs" / "transcriber.log"
+    wait_for(lambda: "deaf" in log.read_text())
+    table.mend("transcriber")
+    table.ask("restart", process="transcriber")
+    assert said(launcher, "transcriber does not stop; killed")
+    record = table.exit_record("transcriber", old)
+    assert record["ours"] is True
+    assert wait_for(lambda: table.exit_record("transcriber", old)["cause"] == "signal 9")
+    table.other("transcriber", old)
+
+
+@pytest.mark.processes
+def test_second_ctrl_c_stops_at_once(table: Table) -> None:
+    table.settings.data.mkdir(exist_ok=True)
+    for name in NAMES:
+        table.fault(name, "deaf")
+    launcher = table.launch()
+    table.up()
+    wait_for(lambda: all("deaf" in (table.settings.data / "logs" / f"{n}.log").read_text() for n in NAMES))
+    launcher.signal(signal.SIGINT)
+    said(launcher, "stopping")
+    began = time.monotonic()
+    launcher.signal(signal.SIGINT)
+    assert launcher.wait() == 0
+    assert time.monotonic() - began < 5, "waited although told twice"
+    assert running(table.run) == {}
+
+
+@pytest.mark.processes
+def test_a_stopped_process_does_not_hold_up_the_others(table: Table) -> None:
+    launcher = table.launch()
+    old = table.up()
+    os.kill(old["feed"], signal.SIGSTOP)
+    os.kill(old["transcriber"], signal.SIGKILL)
+    table.other("transcriber", old["transcriber"])
+    assert isinstance(table.ask("ping"), m.Done)
+    launcher.signal(signal.SIGINT)
+    said(launcher, "viewer stopped")
+    os.kill(old["feed"], signal.SIGCONT)
+    assert launcher.wait() == 0
+
+
+@pytest.mark.processes
+def test_stop_command_and_leftovers(table: Table) -> None:
+    first = table.launch()
+    table.up()
+    first.kill()  # feed and capture live on, without a launcher
+    wait_for(lambda: set(running(table.run)) == {"feed", "capture@a"})
+    argv = [sys.executable, "-m", "common.cli", *table.options]
+
+    def swapscribe(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*argv, *args], capture_output=True, text=True, cwd=ROOT, env=clean_environment(), timeout=60
+        )
+
+    seen = swapscribe("status")
+    assert seen.returncode == 0 and "gives no sign of life" in seen.stdout
+    assert all(f"\n{name:<18} pid " in seen.stdout for name in ("feed", "capture@a"))
+    none = swapscribe("restart", "feed")
+    assert none.returncode == 2 and len(none.stderr.splitlines()) == 1 and "run-all" in none.stderr
+    assert swapscribe("stop").returncode == 0
+    assert running(table.run) == {}
+    nothing = swapscribe("stop")
+    assert nothing.returncode == 2 and nothing.stderr.count("\n") == 1
+    second = table.launch()
+    table.up()
+    old = holder(table.run, "viewer")
+    assert swapscribe("restart", "viewer").returncode == 0 and holder(table.run, "viewer") != old
+    assert swapscribe("stop").returncode == 0
+    assert second.wait() == 0 and running(table.run) == {}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "args",
+    [["nonsense"], ["restart"], ["run", "nobody"], ["--set", "feed.nope=1", "status"], ["purge"], ["retry", "none"],
+     ["tail", "--from", "x"], ["--config", "missing.toml", "streams"], ["capture", "--source", "none"], ["run-all"]],
+)  # fmt: skip
+def test_every_mistake_is_one_line(table: Table, args: list[str]) -> None:
+    more = ["--set", 'source=[{"name": "x"}]'] if args == ["run-all"] else []
+    argv = [sys.executable, "-m", "common.cli", *table.options, *more, *args]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=clean_environment(), timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("swapscribe: ") and done.stderr.count("\n") == 1, done.stderr
