@@ -48,7 +48,7 @@ class Hole(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Anchor(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of anchors.jsonl: sample `sample` was heard at these clocks. boot_ns compares within one `boot_id` only."""
+    """A line of anchors.jsonl: `sample` was heard at these clocks. boot_ns compares within one `boot_id` only."""
 
     sample: int
     wall_ns: int
@@ -84,7 +84,9 @@ def replace_file(path: Path, data: bytes, durable: bool) -> None:
     new = path.with_name(path.name + ".new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, data)
+        view = memoryview(data)
+        while view:  # a nearly full disk takes a part and refuses the rest: never rename half a file
+            view = view[os.write(fd, view) :]
         if durable:
             os.fsync(fd)
     finally:
@@ -103,9 +105,9 @@ def sync_dir(folder: Path) -> None:
 
 
 def streams(root: Path) -> list[Path]:
-    """Folders of all streams, oldest name first."""
+    """Folders of all streams, oldest name first; what is being removed is hidden and not among them."""
     try:
-        return sorted(p for p in root.iterdir() if (p / "meta.json").exists())
+        return sorted(p for p in root.iterdir() if p.name[0] != "." and (p / "meta.json").exists())
     except FileNotFoundError:
         return []
 
@@ -152,9 +154,21 @@ def size_samples(path: Path) -> int:
 
 def head(folder: Path) -> int:
     """First sample not yet in the backlog. A recorded hole at the very end counts as passed."""
+    meta = read_meta(folder)
+    if meta and meta.ended:  # its audio may be gone by now
+        return meta.end
     files = audio_files(folder)
     end = files[-1][0] + size_samples(files[-1][1]) if files else 0
     return max([end, *(h.end for h in holes(folder))])
+
+
+def last_write_ns(folder: Path) -> int:
+    """Wall clock of the newest write of audio, 0 when there is none."""
+    files = audio_files(folder)
+    try:
+        return os.stat(files[-1][1]).st_mtime_ns if files else 0
+    except FileNotFoundError:
+        return 0
 
 
 def remove(folder: Path) -> None:
@@ -221,7 +235,7 @@ class Reader:
             following = self._files[0][0] if self._files else None
         if following is None or following <= position:
             return self._tail(position)
-        return Chunk(start=position, hole_end=following, reason=self._why(position, following))
+        return self._missing(position, following)
 
     def _tail(self, position: int) -> Chunk:
         """At the end of the files: a recorded hole that no audio follows yet, or nothing."""
@@ -231,17 +245,26 @@ class Reader:
                     self._files = []
                     return Chunk(start=position)
                 return Chunk(start=position, hole_end=h.end, reason=h.reason)
+        meta = read_meta(self.folder)
+        if meta and meta.ended and position < meta.end:  # nothing more is coming: look again, then it was removed
+            self._files = audio_files(self.folder)
+            later = [first for first, path in self._files if first + size_samples(path) > position]
+            if not later:
+                return self._missing(position, meta.end)
         return Chunk(start=position)
 
-    def _why(self, start: int, end: int) -> str:
+    def _missing(self, position: int, end: int) -> Chunk:
+        """No file holds `position`; one begins at `end`. Recorded holes and removed audio are told apart."""
         for h in holes(self.folder):
-            if h.start < end and start < h.end:
-                return h.reason
-        return "audio removed before it was read"
+            if h.start <= position < h.end:
+                return Chunk(start=position, hole_end=min(end, h.end), reason=h.reason)
+            if position < h.start < end:
+                end = h.start
+        return Chunk(start=position, hole_end=end, reason="audio removed before it was read")
 
 
 class Writer:
-    """Appends samples; one per stream. Raises OSError (disk full) having written a whole number of samples or none more.
+    """Appends samples; one per stream. Raises OSError (disk full) with `end` at the last whole sample written.
 
     `append` then `sync`: what is synced survives the machine, what is appended survives this process.
     """
@@ -253,7 +276,7 @@ class Writer:
         self._first = 0
         files = audio_files(folder)
         if files:
-            first, path = files[-1]
+            path = files[-1][1]
             size = os.stat(path).st_size
             if size % BYTES:  # torn by a kill or a full disk
                 os.truncate(path, size - size % BYTES)
@@ -267,19 +290,24 @@ class Writer:
             if start < self.end:
                 raise ValueError(f"samples {start} lie before the end {self.end}")
             self.hole(start, reason)
-        if self._fd < 0 or self.end - self._first >= self.file_samples:
-            self._open(self.end)
+        view = memoryview(pcm)[: len(pcm) // BYTES * BYTES]
+        while view:
+            if self._fd < 0 or self.end - self._first >= self.file_samples:
+                self._open(self.end)
+            room = (self._first + self.file_samples - self.end) * BYTES
+            self._write(view[:room])
+            view = view[room:]
+        return len(pcm) // BYTES
+
+    def _write(self, view: memoryview) -> None:
         written = 0
-        view = memoryview(pcm)
         while written < len(view):
             try:
-                n = os.write(self._fd, view[written:])
+                written += os.write(self._fd, view[written:])
             except OSError:
                 self._finish(written)
                 raise
-            written += n
         self.end += written // BYTES
-        return written // BYTES
 
     def _finish(self, written: int) -> None:
         """After a failed write keep whole samples only."""
@@ -289,13 +317,21 @@ class Writer:
 
     def hole(self, end: int, reason: str) -> None:
         """Record that the samples up to `end` will never come. Durable before any sample after it is written."""
+        if end <= self.end:
+            raise ValueError(f"a hole up to {end} lies before the end {self.end}")
         self.close()
         line = msgspec.json.encode(Hole(start=self.end, end=end, reason=reason)) + b"\n"
         _append_line(self.folder / "gaps.jsonl", line)
         self.end = end
 
-    def anchor(self) -> None:
-        _append_line(self.folder / "anchors.jsonl", msgspec.json.encode(anchor_now(self.end)) + b"\n")
+    def anchor(self, anchor: Anchor | None = None) -> None:
+        """Record an anchor: the given one (taken where the sample was heard), else the end and now."""
+        line = msgspec.json.encode(anchor or anchor_now(self.end)) + b"\n"
+        _append_line(self.folder / "anchors.jsonl", line)
+
+    def removed(self) -> bool:
+        """Somebody deleted the stream under us (a purge): what we write now would go nowhere."""
+        return os.fstat(self._fd).st_nlink == 0 if self._fd >= 0 else not self.folder.exists()
 
     def sync(self) -> None:
         if self._fd >= 0:
@@ -310,9 +346,13 @@ class Writer:
     def _open(self, first: int) -> None:
         self.close()
         path = self.folder / "audio" / f"{first:020d}.pcm"
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._first = first
-        sync_dir(path.parent)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            sync_dir(path.parent)
+        except OSError:
+            os.close(fd)
+            raise
+        self._fd, self._first = fd, first
 
 
 def _append_line(path: Path, line: bytes) -> None:

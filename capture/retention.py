@@ -1,0 +1,105 @@
+"""Deletes audio files that everybody has read, by age; on a full disk at once, the oldest first.
+
+Who has read how far is heard in the feed's beat, without waiting for it: no beat for 5 s, nothing is deleted. Unread
+audio goes only by the age limit a person set. The newest file of an open stream stays: it tells where the stream ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from common import backlog
+from common.messages import Beat, StreamBeat
+from common.settings import RetentionSettings
+from common.topology import AUDIO_READERS
+
+BEAT_WITHIN_S = 5.0
+FREE_AT_ONCE = 32 << 20  # bytes a full disk is given back per call
+GRAVE_S = 600.0  # a removal that was killed half way is finished after this time
+
+
+class Candidate(NamedTuple):
+    """A whole audio file that may be deleted once it is old enough."""
+
+    path: Path
+    end: int  # first sample after it
+    written_s: float  # wall clock of its last write
+    size: int
+
+
+def read_upto(beat: StreamBeat) -> int:
+    """First sample that some reader of audio has not processed. A reader with parts is as far as its slowest part."""
+    return min(_reader_upto(beat, reader) for reader in AUDIO_READERS)
+
+
+def _reader_upto(beat: StreamBeat, reader: str) -> int:
+    parts = [p for name, p in beat.producers.items() if name == reader or name.startswith(reader + ".")]
+    return min((p.positions.get("audio", 0) for p in parts), default=0)
+
+
+def due(candidate: Candidate, upto: int, now_s: float, limits: RetentionSettings, disk_full: bool) -> bool:
+    """Whether this file goes now. 0 hours mean never, also on a full disk."""
+    age_h = (now_s - candidate.written_s) / 3600
+    if candidate.end <= upto and limits.read_audio_h > 0:
+        return disk_full or age_h >= limits.read_audio_h
+    return limits.unread_audio_h > 0 and age_h >= limits.unread_audio_h
+
+
+class Retention:
+    """What one capture deletes: files of its own source's streams, and of ended streams of anybody."""
+
+    def __init__(self, streams: Path, source: str, limits: RetentionSettings) -> None:
+        self.streams, self.source, self.limits = streams, source, limits
+        self._journal = ""
+        self._upto: dict[str, int] = {}  # stream -> read by everybody up to here; the beat names a few at a time
+        self._heard_at = float("-inf")
+        self._emptied: set[str] = set()  # ended and without audio: nothing will ever be due there
+
+    def hear(self, beat: Beat, now: float) -> None:
+        if beat.journal != self._journal:  # another journal: what was read there may be lost
+            self._journal, self._upto = beat.journal, {}
+        self._heard_at = now
+        self._upto |= {name: read_upto(stream) for name, stream in beat.streams.items()}
+
+    def sweep(self, now: float, disk_full: bool = False) -> list[Path]:
+        """Delete what is due; with a full disk no more than is needed for a while. `now`: monotonic clock."""
+        if now - self._heard_at > BEAT_WITHIN_S:
+            return []
+        wall_s, gone, freed = time.time(), list[Path](), 0
+        for stream, candidate in sorted(self._candidates(), key=lambda pair: pair[1].written_s):
+            if disk_full and freed >= FREE_AT_ONCE:
+                break
+            if due(candidate, self._upto.get(stream, 0), wall_s, self.limits, disk_full):
+                candidate.path.unlink(missing_ok=True)  # another capture may have been faster
+                gone.append(candidate.path)
+                freed += candidate.size
+        self._finish_removals(wall_s)
+        return gone
+
+    def _candidates(self) -> Iterator[tuple[str, Candidate]]:
+        for folder in backlog.streams(self.streams):
+            if folder.name in self._emptied:
+                continue
+            meta = backlog.read_meta(folder)
+            if meta is None or not (meta.ended or meta.source == self.source):
+                continue
+            files = backlog.audio_files(folder)
+            if meta.ended and not files:
+                self._emptied.add(folder.name)
+            for first, path in files if meta.ended else files[:-1]:
+                with contextlib.suppress(FileNotFoundError):
+                    info = os.stat(path)
+                    end = first + info.st_size // backlog.BYTES
+                    yield folder.name, Candidate(path, end, info.st_mtime, info.st_size)
+
+    def _finish_removals(self, wall_s: float) -> None:
+        for grave in self.streams.glob(".*.removed-*"):
+            with contextlib.suppress(OSError):
+                if wall_s - grave.stat().st_ctime > GRAVE_S:
+                    shutil.rmtree(grave)

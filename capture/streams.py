@@ -1,0 +1,142 @@
+"""Which stream a source writes: found again after a crash, or begun at its first sample; ended once.
+
+A live stream goes on when its last sample is younger than `resume_within_s`, and ends at a graceful stop; a batch
+stream is named by the content of its file, goes on after any stop, and ends only at the end of its file.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from capture.intake import elapsed_ns
+from common import backlog
+from common.backlog import Anchor, Meta
+from common.messages import SAMPLE_RATE
+from common.settings import Settings, Source
+
+
+class Found(NamedTuple):
+    """An open stream of this source: what is known about its end."""
+
+    folder: Path
+    meta: Meta
+    head: int
+    anchor: Anchor  # the last one; before the first: when the stream began
+    last_write_ns: int  # wall clock
+
+
+def age_s(found: Found, now: Anchor) -> float:
+    """How long ago the stream got its last sample, by whatever clock says less."""
+    heard = elapsed_ns(found.anchor, now)
+    written = max(0, now.wall_ns - found.last_write_ns) if found.last_write_ns else heard
+    return min(heard, written) / 1e9
+
+
+def choose(found: list[Found], origin: str, changed_ns: int, now: Anchor, resume_within_s: float) -> Found | None:
+    """The open live stream to go on with. `changed_ns`: the file is not what it was if it changed after the start."""
+    for one in sorted(found, key=lambda f: f.meta.started_ns, reverse=True):
+        same = one.meta.origin == origin and changed_ns <= one.meta.started_ns
+        if one.meta.lane == "live" and same and age_s(one, now) <= resume_within_s:
+            return one
+    return None
+
+
+class Stream:
+    """The stream that this process writes."""
+
+    def __init__(self, settings: Settings, source: Source, origin: str, lane: str) -> None:
+        self.settings, self.source, self.origin, self.lane = settings, source, origin, lane
+        self.folder: Path | None = None  # None: begins, and gets its name, with its first sample
+        self.meta: Meta | None = None
+        self.position = 0
+        self.anchor: Anchor | None = None  # set when the time since then must become a hole
+        self._stale: list[Found] = []
+
+    @property
+    def name(self) -> str:
+        return self.folder.name if self.folder else ""
+
+    @property
+    def complete(self) -> bool:
+        return self.meta is not None and self.meta.ended
+
+    def find(self, content: str = "", changed_ns: int = 0) -> None:
+        """Look for the stream to go on with. `content`: sha256 of a batch file."""
+        now = backlog.anchor_now(0)
+        found = [_look(f, m) for f in backlog.streams(self.settings.streams) if (m := self._mine(f))]
+        live = choose(found, self.origin, changed_ns, now, self.settings.capture.resume_within_s)
+        if self.lane == "batch":
+            live = None
+            self.folder = self.settings.streams / f"{self.source.name}-{content[:16]}"
+            self.meta = backlog.read_meta(self.folder)
+            self.position = backlog.head(self.folder) if self.meta else 0
+        elif live:
+            self.folder, self.meta, self.position = live.folder, live.meta, live.head
+            self.anchor = None if live.meta.resumable else live.anchor
+        self._stale = [f for f in found if f.meta.lane == "live" and f is not live]
+
+    def _mine(self, folder: Path) -> Meta | None:
+        meta = backlog.read_meta(folder)
+        return meta if meta and meta.source == self.source.name and not meta.ended else None
+
+    def end_stale(self) -> list[str]:
+        """End the live streams that nobody will go on with. Raises OSError (disk full); call it again."""
+        names = []
+        while self._stale:
+            one = self._stale[-1]
+            _write_end(one.folder, one.meta, one.head, "not resumed")
+            names.append(self._stale.pop().folder.name)
+        return names
+
+    def open(self, started_ns: int, resumable: bool) -> backlog.Writer:
+        """Begin the stream unless it exists. Raises OSError (disk full); call it again."""
+        if self.folder is None:
+            self.folder = self._new_folder(started_ns)
+        if self.meta is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            meta = Meta(
+                stream=self.folder.name,
+                source=self.source.name,
+                lane=self.lane,
+                origin=self.origin,
+                started_ns=started_ns,
+                resumable=resumable,
+            )
+            backlog.write_meta(self.folder, meta)
+            backlog.sync_dir(self.folder.parent)
+            self.meta = meta
+        return backlog.Writer(self.folder, self.settings.capture.file_s * SAMPLE_RATE)
+
+    def _new_folder(self, started_ns: int) -> Path:
+        """`<source>-<UTC start>`; a stream begun within the second of another takes the next second's name."""
+        root = self.settings.streams
+        root.mkdir(parents=True, exist_ok=True)
+        second = started_ns // 10**9
+        while True:
+            folder = root / f"{self.source.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(second))}"
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                second += 1
+
+    def finish(self, end: int, reason: str) -> None:
+        """Raises OSError (disk full); call it again."""
+        assert self.folder and self.meta
+        if not self.meta.ended:
+            _write_end(self.folder, self.meta, end, reason)
+            self.meta = backlog.read_meta(self.folder)
+
+
+def _look(folder: Path, meta: Meta) -> Found:
+    anchors = backlog.anchors(folder)
+    first = Anchor(sample=0, wall_ns=meta.started_ns, boot_ns=0, boot_id="")
+    return Found(folder, meta, backlog.head(folder), anchors[-1] if anchors else first, backlog.last_write_ns(folder))
+
+
+def _write_end(folder: Path, meta: Meta, end: int, reason: str) -> None:
+    backlog.write_meta(folder, msgspec.structs.replace(meta, ended=True, end=end, end_reason=reason))
