@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import click
 import msgspec
 import pytest
 
-from common import topology
+from common import messages as m
+from common import topology, wire
+from common.feed_client import Appender
 from common.settings import Settings, Source
+from tests.conftest import Processes, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->"
-pytestmark = pytest.mark.pure
+
+
+def bound(e: topology.Endpoint) -> str:
+    name = e.name + "SOURCE" * e.name.endswith("@")
+    return f"`{name}` {e.pattern}{', may be TCP' * e.may_be_tcp}: {e.doc}"
 
 
 def table() -> str:
@@ -25,10 +33,7 @@ def table() -> str:
     lines += ["|---|---|---|---|---|---|---|---|"]
     for r in topology.TABLE:
         name = f"`{r.name}@SOURCE`, one per source" if r.per_source else f"`{r.name}`"
-        binds = "; ".join(
-            f"`{e.name}{'SOURCE' if e.name.endswith('@') else ''}` {e.pattern}{', may be TCP' if e.may_be_tcp else ''}: {e.doc}"
-            for e in r.binds
-        ).replace("|", "\\|")
+        binds = "; ".join(bound(e) for e in r.binds).replace("|", "\\|")
         fate = "lives on, is adopted" if r.survives_launcher else "ends with it"
         cells = [name, f"`{r.module}`", r.doc, ", ".join(r.reads), ", ".join(r.writes), binds or "-", r.gpu, fate]
         lines.append(f"| {' | '.join(cells)} |")
@@ -97,7 +102,8 @@ def test_commands_and_targets_named_in_the_documents_exist() -> None:
     text = "\n".join(p.read_text() for p in pages)
     made = set(re.findall(r"\bmake ([a-z][a-z-]*)(?= W=|`|$|  )", text, re.M))
     assert {"run-all", "test"} <= made <= targets
-    called = [c.split() for c in re.findall(r"\bswapscribe ((?:[a-z-]+ ?)+)", "\n".join(re.findall(r"`[^`\n]+`", text)))]
+    code = "\n".join(re.findall(r"`[^`\n]+`|^    .*", text, re.M))
+    called = [c.split() for c in re.findall(r"\bswapscribe ([a-z][a-z-]*(?: [a-z][a-z-]*)?)", code)]
     assert called
     for words in called:
         command: click.Command | None = cli
@@ -105,6 +111,27 @@ def test_commands_and_targets_named_in_the_documents_exist() -> None:
             if isinstance(command, click.Group):
                 command = command.commands.get(word)
                 assert command, f"swapscribe {' '.join(words)}"
+
+
+@pytest.mark.processes
+def test_the_subscriber_in_the_readme_prints_captions(processes: Processes, settings: Settings) -> None:
+    code = re.search(r"```python\n(.*?)```", README.read_text(), re.S)
+    assert code and "ipc://data/run/pub" in code[1]
+    processes.start("workers.feed")
+    mine = code[1].replace("ipc://data/run/pub", wire.ipc(settings, "pub"))
+    reader = processes.spawn([sys.executable, "-c", mine], "readme")
+    said = m.Transcript(segment="s:8000", span=(8000, 24000), text="Hello, world.", language="en", model="stand-in")
+    appender, n = Appender(settings, "test"), 0
+
+    def heard() -> bool:  # its subscription takes a moment: say it until it is heard
+        nonlocal n
+        answer = appender.append("s", n, events=(said,), timeout_s=20.0)
+        assert isinstance(answer, m.At)
+        n = answer.n
+        return "s 0.5 Hello, world." in reader.output()
+
+    wait_for(heard, what="a caption printed by the README's program")
+    appender.close()
 
 
 if __name__ == "__main__":
