@@ -1,0 +1,75 @@
+"""Are captions flowing? Pure: beats and process states in, reasons out; the viewer asks and shows.
+
+Green is not the absence of news: a feed unheard, audio that stands still and captions that come late each have a line.
+Without a stream to caption there is nothing to complain of: `idle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from common import messages as m
+from common.settings import Settings, lane
+
+UNHEARD_S = 3.0  # beats come each second
+STILL_S = 5.0  # a live stream's audio grows, or capture is dead
+
+
+class Health:
+    """The newest word on every stream. `now` is a monotonic clock."""
+
+    def __init__(self, settings: Settings, now: float) -> None:
+        self.red_lag_s = settings.viewer.red_lag_s
+        self.live_sources = {s.name for s in settings.source if lane(s) == "live"}
+        self.beat: m.Beat | None = None
+        self.heard_s = now
+        self.streams: dict[str, m.StreamBeat] = {}
+        self.moved: dict[str, tuple[int, float]] = {}  # audio head of each stream, and since when it stands there
+
+    def take(self, beat: m.Beat, now: float) -> None:
+        same = self.beat is None or self.beat.journal == beat.journal
+        self.beat, self.heard_s, self.streams = beat, now, (self.streams if same else {}) | beat.streams
+        for name, s in beat.streams.items():
+            if self.moved.get(name, (-1, 0.0))[0] != s.audio_head:
+                self.moved[name] = (s.audio_head, now)
+
+    def heard(self, now: float) -> bool:
+        return self.beat is not None and now - self.heard_s <= UNHEARD_S
+
+    def unfinished(self) -> dict[str, m.StreamBeat]:
+        return {n: s for n, s in self.streams.items() if not s.ended or s.coverage.pending}
+
+    def processes(self, alive: Mapping[str, bool]) -> dict[str, str]:
+        """Each process: `down`, `up`, or what it says of itself."""
+        said = {w.worker: w.phase for w in self.beat.workers.values()} if self.beat else {}
+        said |= {f"capture@{b.source}": b.state for b in self.beat.captures.values()} if self.beat else {}
+        return {n: said.get(n, "up") if up else "down" for n, up in alive.items()}
+
+    def reasons(self, alive: Mapping[str, bool], now: float) -> Iterator[str]:
+        """Why captions are not flowing; nothing when they are, or when there is nothing to caption."""
+        if self.beat is None or not self.heard(now):
+            yield f"feed {'silent' if alive['feed'] else 'not running'} for {now - self.heard_s:.0f} s"
+            return  # the rest would be old news
+        if self.beat.trouble:
+            yield f"feed: {self.beat.trouble}"
+        for bell in self.beat.captures.values():
+            if bell.state not in ("ok", "ended"):
+                yield f"capture@{bell.source}: {bell.state.replace('_', ' ')} {bell.detail}".rstrip()
+        for source in sorted(self.live_sources - {s.source for s in self.streams.values()}):
+            if not alive[f"capture@{source}"]:
+                yield f"capture@{source} has not begun"
+        for name, s in self.streams.items():
+            if s.lane == "live" and not s.ended and now - self.moved[name][1] > STILL_S:
+                yield f"capture@{s.source}: no audio for {now - self.moved[name][1]:.0f} s"
+            if s.lane == "live" and s.lag_s > self.red_lag_s:
+                yield f"{name}: captions are {s.lag_s:.0f} s late"
+        if not alive["transcriber"] and (self.live_sources or self.unfinished()):
+            yield "transcriber is not running"
+
+    def status(self, alive: Mapping[str, bool], now: float) -> dict[str, Any]:
+        """What the page and /healthz show."""
+        reasons, recent = list(self.reasons(alive, now)), self.beat.streams if self.beat else {}
+        state = "red" if reasons else "ok" if self.unfinished() else "idle"
+        streams = recent | self.unfinished()
+        return {"state": state, "reasons": reasons, "streams": streams, "processes": self.processes(alive)}
