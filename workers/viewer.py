@@ -150,8 +150,8 @@ def run(p: process.Process) -> None:
     except (OSError, OverflowError, ValueError) as e:
         raise UserError(f"cannot listen on {host}:{v.port}: {e}; set viewer.host, viewer.port") from None
     viewer = Viewer(p)
-    config = uvicorn.Config(app(viewer, host, v.token), log_config=None, lifespan="off", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    options: dict[str, Any] = {"log_config": None, "log_level": "warning", "lifespan": "off", "timeout_graceful_shutdown": 1}
+    server = uvicorn.Server(uvicorn.Config(app(viewer, host, v.token), **options))
     threads = [threading.Thread(target=f, daemon=True) for f in (viewer.follow, lambda: server.run([sock]))]
     for t in threads:
         t.start()

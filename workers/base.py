@@ -1,0 +1,377 @@
+"""The loop of every worker that reads the backlog: streams, places, scan, infer, append, sign of life, poison.
+
+A worker brings `open` (a session per stream, which scans audio on the CPU) and `infer` (a pure function of model,
+state and work). The base asks the feed for each stream's place, appends each step with compare-and-set, and takes
+its place from the answer: after a kill it goes on exactly where the journal stands. A step that fails three times at
+one position becomes a Gap, loudly; the audio stays and `swapscribe retry` tries again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from common import backlog, wire
+from common import messages as m
+from common.feed_client import Appender, FeedClient, replay
+from common.process import Process
+from common.topology import doorbell
+
+LOOK_EVERY_S = 0.5  # for new streams and audio, should a doorbell be lost
+STATUS_EVERY_S = 1.0
+BATCH_EVERY_S = 30.0  # a batch stream gets one step at least this often, however busy the live ones are
+MAX_FAILURES = 3
+MAX_KILLS = 10  # SIGKILL of unknown origin: the kernel's memory killer looks like this, so be patient
+CRASHES = ("signal 11", "signal 6", "signal 7", "signal 4")  # SEGV, ABRT, BUS, ILL
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """What one append carries: positions move, events are born, the state travels with them."""
+
+    positions: dict[str, int]
+    events: tuple[m.Body, ...]
+    state: bytes
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """One bounded piece for the model: tiles `span`, begun by `silence` samples without speech."""
+
+    stream: str
+    span: m.Span
+    speech: m.Span
+    voiced: m.Span
+    pcm: bytes  # s16le of `speech`
+    state: bytes  # scan state after `span`
+
+
+class Session(ABC):
+    """One stream under work, from the place the journal gave."""
+
+    def __init__(self, folder: Path, meta: backlog.Meta, at: m.At) -> None:
+        self.folder, self.meta, self.at = folder, meta, at
+        self.position = at.positions.get("audio", 0)
+
+    @property
+    @abstractmethod
+    def reached(self) -> int:
+        """Everything before this sample is scanned or belongs to the utterance under way."""
+
+    @abstractmethod
+    def scan(self) -> Step | Work | None:
+        """Look at more audio, bounded. None: nothing to do before more audio comes."""
+
+    @abstractmethod
+    def moved(self, at: m.At) -> None:
+        """The journal took the step; go on from `at`."""
+
+
+class Worker(ABC):
+    """What a concrete worker brings."""
+
+    name: str
+
+    @abstractmethod
+    def load(self, process: Process) -> Any:
+        """Load the model; raises UserError in one line when it is missing."""
+
+    @abstractmethod
+    def open(self, folder: Path, meta: backlog.Meta, at: m.At) -> Session: ...
+
+    @abstractmethod
+    def infer(self, model: Any, state: bytes, work: Work) -> Step:
+        """Pure: the same samples, settings and state give the same step."""
+
+    @abstractmethod
+    def skipped(self, state: bytes, work: Work, gap: m.Gap) -> Step:
+        """The step that stands in for `work` when it failed too often."""
+
+    @abstractmethod
+    def again(self, model: Any, stream: str, gap: m.Gap, pcm: bytes) -> m.Body:
+        """The event that supersedes a retryable gap."""
+
+
+class Attempt(msgspec.Struct, kw_only=True):
+    """RUN/<worker>.attempt: what was being inferred, and how often that ended badly. Outlives the process."""
+
+    stream: str = ""
+    position: int = -1
+    failures: int = 0
+    kills: int = 0
+    open: bool = False
+
+
+class Poison:
+    """Counts bad ends of one step over restarts. Orders (TERM, recorded kills) and lack of memory never count."""
+
+    def __init__(self, run: Path, name: str) -> None:
+        self._path, self._exit = run / f"{name}.attempt", run / f"{name}.exit"
+        self.attempt = Attempt()
+        try:
+            self.attempt = msgspec.json.decode(self._path.read_bytes(), type=Attempt)
+        except (OSError, msgspec.MsgspecError):
+            return
+        if self.attempt.open:
+            self._judge()
+            self.attempt.open = False
+
+    def _judge(self) -> None:
+        try:
+            last: dict[str, Any] = msgspec.json.decode(self._exit.read_bytes())
+        except (OSError, msgspec.MsgspecError):
+            return
+        if last.get("ours"):
+            return
+        if last.get("cause") in CRASHES:
+            self.attempt.failures += 1
+        elif last.get("cause") == "signal 9":
+            self.attempt.kills += 1
+
+    def begin(self, stream: str, position: int) -> bool:
+        """Note that a step begins; False when it has failed too often to be tried again."""
+        if (self.attempt.stream, self.attempt.position) != (stream, position):
+            self.attempt = Attempt(stream=stream, position=position)
+        if self.attempt.failures >= MAX_FAILURES or self.attempt.kills >= MAX_KILLS:
+            return False
+        self.attempt.open = True
+        self._write()
+        return True
+
+    def failed(self, counts: bool) -> None:
+        self.attempt.failures += counts
+        self.attempt.open = False
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            backlog.replace_file(self._path, msgspec.json.encode(self.attempt), durable=False)
+        except OSError:
+            pass  # disk full: the count is lost, the work is not
+
+
+class Runner:
+    """One worker process: a work thread (this one) and a control thread that says how it goes."""
+
+    def __init__(self, process: Process, worker: Worker) -> None:
+        self.process, self.worker, self.log = process, worker, process.log
+        self.settings = process.settings
+        self.appender = Appender(self.settings, worker.name)
+        self.sessions: dict[str, Session] = {}
+        self.phase = "loading"
+        self._finished: set[str] = set()
+        self._bells = wire.subscriber([], ["doorbell"])
+        self._connected: set[str] = set()
+        self._retries = FeedClient(self.settings, kinds=("retry",))
+        self._waiting: list[m.Event] = []
+        self._poison = Poison(process.run, worker.name)
+        self._next_look = 0.0
+        self._batch_at = 0.0
+        self._control = threading.Thread(target=self._tell, name="control", daemon=True)
+
+    def run(self) -> None:
+        self._control.start()
+        started = time.monotonic()
+        model = self.worker.load(self.process)
+        self.log.info("model loaded", seconds=round(time.monotonic() - started, 2))
+        while not self.process.stopping:
+            self._look(time.monotonic())
+            if not self._turn(model):
+                self.phase = "idle"
+                self._bells.poll(int(LOOK_EVERY_S * 1000))
+                while wire.receive(self._bells):
+                    pass
+
+    # -- streams ----------------------------------------------------------------------------------------------------
+
+    def _look(self, now: float) -> None:
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_EVERY_S
+        for folder in backlog.streams(self.settings.streams):
+            if folder.name in self._finished or folder.name in self.sessions:
+                continue
+            meta = backlog.read_meta(folder)
+            if meta:
+                self._open(folder, meta)
+        for name, session in list(self.sessions.items()):
+            session.meta = backlog.read_meta(session.folder) or session.meta
+            if not session.folder.exists():  # purged
+                del self.sessions[name]
+        self._waiting += [e for e in self._retries.poll(0.0) if isinstance(e, m.Event) and e.kind == "retry"]
+
+    def _open(self, folder: Path, meta: backlog.Meta) -> None:
+        if meta.source not in self._connected:
+            self._connected.add(meta.source)
+            self._bells.connect(wire.ipc(self.settings, doorbell(meta.source)))
+        at = self._commit(folder.name, -1, None)
+        if at and at.positions.get("meta", 0) == 0:
+            body = m.StreamStarted(source=meta.source, lane=meta.lane, started_ns=meta.started_ns)
+            at = self._commit(folder.name, at.n, Step(positions={"meta": 1, "audio": 0}, events=(body,), state=b""))
+        if at is None:
+            return
+        if at.positions.get("meta", 0) == 2:
+            self._finished.add(folder.name)
+            return
+        self.sessions[folder.name] = self.worker.open(folder, meta, at)
+        self.log.info("stream opened", stream=folder.name, position=at.positions.get("audio", 0), n=at.n)
+
+    def _close_if_done(self, session: Session) -> bool:
+        meta = session.meta
+        if not meta.ended or session.position < meta.end:
+            return False
+        step = Step(positions={"meta": 2}, events=(m.StreamEnded(end=meta.end, reason=meta.end_reason),), state=b"")
+        at = self._commit(meta.stream, session.at.n, step)
+        if at and at.positions.get("meta") == 2:
+            self._finished.add(meta.stream)
+            self.log.info("stream finished", stream=meta.stream, end=meta.end)
+        self.sessions.pop(meta.stream, None)  # not taken: another copy moved it; it is opened again from the journal
+        return True
+
+    # -- work -------------------------------------------------------------------------------------------------------
+
+    def _turn(self, model: Any) -> bool:
+        """One bounded piece of work; False when there is none. Live streams before batch, oldest place first."""
+        if self._waiting:
+            self._retry(model, self._waiting[0])
+            self._waiting.pop(0)
+            return True
+        now = time.monotonic()
+        live = [s for s in self.sessions.values() if s.meta.lane == "live"]
+        batch = [s for s in self.sessions.values() if s.meta.lane != "live"]
+        order = [*batch, *live] if batch and now >= self._batch_at + BATCH_EVERY_S else [*live, *batch]
+        for session in order:
+            self.phase = "scanning"
+            found = session.scan()
+            if found is None:
+                if self._close_if_done(session):
+                    return True
+                continue
+            if session.meta.lane != "live":
+                self._batch_at = now
+            step = self._infer(model, session, found) if isinstance(found, Work) else found
+            self._append(session, step)
+            return True
+        return False
+
+    def _infer(self, model: Any, session: Session, work: Work) -> Step:
+        stream = session.meta.stream
+        if not self._poison.begin(stream, work.span[0]):
+            self.log.warning("gave up", stream=stream, span=work.span, attempts=self._poison.attempt.failures)
+            segment = m.segment_id(stream, work.speech[0])
+            gap = m.Gap(span=work.speech, reason="failed", retryable=True, segment=segment)
+            return self.worker.skipped(session.at.state, work, gap)
+        self.phase = "inferring"
+        try:
+            return self.worker.infer(model, session.at.state, work)
+        except Exception as e:
+            # Lack of memory is nobody's poison; everything else counts, and the launcher starts us again.
+            self._poison.failed(counts=not (isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"))
+            self.log.exception("step failed", stream=stream, span=work.span, failures=self._poison.attempt.failures)
+            raise
+
+    def _append(self, session: Session, step: Step) -> None:
+        at = self._commit(session.meta.stream, session.at.n, step)
+        if at is None:
+            self.sessions.pop(session.meta.stream, None)
+        elif at.n == session.at.n + 1 and at.positions.get("audio") == step.positions.get("audio", session.position):
+            session.moved(at)
+        else:  # somebody else of our name wrote: the journal is right
+            self.log.warning("place taken from the journal", stream=session.meta.stream, n=at.n)
+            self.sessions[session.meta.stream] = self.worker.open(session.folder, session.meta, at)
+
+    def _commit(self, stream: str, expect_n: int, step: Step | None) -> m.At | None:
+        """Append until answered: a resend after a time-out is harmless. None: we are told to stop."""
+        self.phase = "appending"
+        wait_s, said = 1.0, False
+        while not self.process.stopping:
+            try:
+                answer = self.appender.append(
+                    stream,
+                    expect_n,
+                    step.positions if step else {},
+                    step.events if step else (),
+                    step.state if step else None,
+                    timeout_s=wait_s,
+                )
+            except wire.Unreachable:
+                wait_s = min(5.0, wait_s * 1.5)
+                if not said:
+                    self.log.warning("feed does not answer; the audio waits in the backlog", stream=stream)
+                    said = True
+                continue
+            if isinstance(answer, m.At):
+                if said:
+                    self.log.info("feed answers again", stream=stream)
+                return answer
+            if not answer.retry_after_s:
+                raise RuntimeError(f"feed refused an append on {stream}: {answer.reason}")
+            if not said:
+                self.log.warning("feed refuses for now", reason=answer.reason)
+                said = True
+            time.sleep(min(answer.retry_after_s, 1.0))
+        return None
+
+    # -- retry ------------------------------------------------------------------------------------------------------
+
+    def _retry(self, model: Any, event: m.Event) -> None:
+        """Process again the retryable gaps that touch the span of a Retry event; its seq is our position in them."""
+        body, stream = event.decode(), event.stream
+        at = self._commit(stream, -1, None)
+        folder = self.settings.streams / stream
+        if not isinstance(body, m.Retry) or at is None or at.positions.get("retry", 0) >= event.seq:
+            return
+        for gap in open_gaps(self.settings, stream, body.span):
+            chunk = backlog.Reader(folder).read(gap.span[0], gap.span[1] - gap.span[0])
+            if chunk.end < gap.span[1] or not chunk.pcm:
+                self.log.warning("cannot retry: the audio is gone", stream=stream, span=gap.span)
+                continue
+            if not self._poison.begin(stream, gap.span[0]):
+                self._poison.attempt = Attempt()  # a person asked: three more tries
+                self._poison.begin(stream, gap.span[0])
+            self.phase = "inferring"
+            try:
+                done = self.worker.again(model, stream, gap, chunk.pcm)
+            except Exception:
+                self._poison.failed(counts=True)
+                self.log.exception("retry failed; the gap stays", stream=stream, span=gap.span)
+                continue
+            at = self._commit(stream, at.n, Step(positions={}, events=(done,), state=at.state))
+            if at is None:
+                return
+            self.log.info("gap superseded", stream=stream, span=gap.span)
+        at = self._commit(stream, at.n, Step(positions={"retry": event.seq}, events=(), state=at.state))
+        if at and stream in self.sessions:
+            self.sessions[stream].at = at
+
+    # -- sign of life -----------------------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        """Control thread: a status each second, also while the model works."""
+        appender = Appender(self.settings, self.worker.name)
+        while not self.process.stopping:
+            lags = {}
+            for name, s in list(self.sessions.items()):
+                head = s.meta.end if s.meta.ended else backlog.head(s.folder)
+                lags[name] = round(max(0.0, backlog.seconds(head - s.reached)), 3)
+            appender.tell(
+                m.WorkerStatus(worker=self.worker.name, pid=os.getpid(), phase=self.phase, lag_s=lags)
+            )
+            time.sleep(STATUS_EVERY_S)
+
+
+def open_gaps(settings: Any, stream: str, span: m.Span) -> list[m.Gap]:
+    """Retryable gaps of `stream` touching `span` that nothing has superseded yet, in order."""
+    newest: dict[str, m.EventBody] = {}
+    for event in replay(settings, kinds=("gap", "transcript", "suppressed"), stream=stream):
+        body = event.decode()
+        if isinstance(body, m.Gap | m.Transcript | m.Suppressed) and body.segment:
+            known = newest.get(body.segment)
+            if known is None or body.revision >= known.revision:  # type: ignore[union-attr]
+                newest[body.segment] = body
+    gaps = [b for b in newest.values() if isinstance(b, m.Gap) and b.retryable]
+    return sorted((g for g in gaps if g.span[0] < span[1] and span[0] < g.span[1]), key=lambda g: g.span)

@@ -1,0 +1,361 @@
+"""The transcriber: audio of the backlog in, final text with word times out (and Silence, Suppressed, Gap: every sample).
+
+Scan: Silero VAD cuts utterances. Infer: openai-whisper decodes one utterance in one 30-s window. A final is a pure
+function of samples, settings and the state that travels with the position (VAD state and the words before, which are
+the decoder's prompt), so a restart after a kill writes exactly what would have been written.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from common import backlog, models
+from common import messages as m
+from common.process import Process, arguments, main
+from common.settings import Settings, TranscriberSettings, UserError
+from workers._torch import set_up
+from workers.base import Runner, Session, Step, Work, Worker
+from workers.vad import FRAME, Cut, Floats, Rules, Segmenter, Vad
+
+SCAN_SAMPLES = 30 * m.SAMPLE_RATE  # audio looked at before others get their turn
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # fallback of Radford et al. 2022, section 4.5
+PROMPT_TOKENS = 100
+PROMPT_TEMPERATURE = 0.5  # text decoded hotter than this is no context for what follows
+EDGE_SAMPLES = m.SAMPLE_RATE // 10  # words may reach this far beyond what the VAD calls voice
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """What travels with the audio position: the VAD's recurrent state and the text before."""
+
+    vad: bytes = b""
+    prompt: tuple[int, ...] = ()
+    prompt_end: int = 0
+
+
+_state = msgspec.msgpack.Decoder(State)
+
+
+def unpack(state: bytes) -> State:
+    return _state.decode(state) if state else State()
+
+
+class Ear(Session):
+    """Scans one stream: voice activity from the journal's position on, cut into work."""
+
+    def __init__(self, folder: Path, meta: backlog.Meta, at: m.At, vad: Vad, rules: Rules) -> None:
+        super().__init__(folder, meta, at)
+        self._reader = backlog.Reader(folder)
+        self._vad, self._rules = vad, rules
+        self._begin(at)
+
+    def _begin(self, at: m.At) -> None:
+        """Start over at the place of `at`: nothing heard beyond it."""
+        self.at = at
+        self.position = at.positions.get("audio", 0)
+        saved = unpack(at.state).vad
+        self._states = [np.frombuffer(saved, np.float32) if saved else self._vad.start()]  # before frame 0, 1, 2, ...
+        self._pcm = bytearray()  # s16le from `position` on
+        self._segmenter = Segmenter(self._rules)
+        self._cut: Cut | None = None
+        self._final = 0  # a hole or the end of the stream stands at this sample; 0: not in sight
+
+    @property
+    def _heard(self) -> int:
+        return self.position + len(self._pcm) // backlog.BYTES
+
+    @property
+    def reached(self) -> int:
+        # A cut that waits is a complete utterance nobody has processed: the lag is its age.
+        return self.position + self._cut.end * FRAME if self._cut else self._heard
+
+    def scan(self) -> Step | Work | None:
+        budget = SCAN_SAMPLES
+        while self._cut is None:
+            if len(self._segmenter.probs) < len(self._pcm) // (FRAME * backlog.BYTES):
+                self._frame()
+                continue
+            if self._final:
+                return self._finish()
+            if budget <= 0:
+                break
+            chunk = self._reader.read(self._heard, min(budget, 16 * FRAME))
+            if chunk.pcm:
+                self._pcm += chunk.pcm
+                budget -= len(chunk.pcm) // backlog.BYTES
+            elif chunk.hole_end > chunk.start or (self.meta.ended and self._heard >= self.meta.end > self.position):
+                self._final = self._heard
+                if self._heard == self.position:
+                    return self._hole(chunk)
+            else:
+                return None
+        return self._work(self._cut) if self._cut else None
+
+    def _frame(self) -> None:
+        k = len(self._segmenter.probs)
+        raw = bytes(self._pcm[k * FRAME * 2 : (k + 1) * FRAME * 2])
+        frame = np.frombuffer(raw.ljust(FRAME * 2, b"\0"), "<i2").astype(np.float32) / 32768.0
+        p, state = self._vad.step(frame, self._states[k])
+        self._states.append(state)
+        self._cut = self._segmenter.push(p)
+
+    def _finish(self) -> Step | Work:
+        """The audio stops at `_final`: hear the last, short frame and cut what is left."""
+        if len(self._segmenter.probs) * FRAME < self._final - self.position:
+            self._frame()
+        cut = self._cut or self._segmenter.finish()
+        assert cut is not None  # something was heard, else we would be at the hole itself
+        self._cut = cut
+        return self._work(cut)
+
+    def _work(self, cut: Cut) -> Step | Work:
+        def sample(frame: int) -> int:
+            return min(self.position + frame * FRAME, self._final or self._heard)
+
+        start, end = sample(cut.start), sample(cut.end)
+        state = self._states[cut.end]
+        if self._final and end == self._final:
+            state = self._vad.start()  # what comes after a hole is heard afresh
+        if cut.start == cut.end:
+            kept = msgspec.structs.replace(unpack(self.at.state), vad=state.tobytes())
+            return Step(
+                positions={"audio": end}, events=(m.Silence(span=(self.position, end)),), state=m.encode(kept)
+            )
+        return Work(
+            stream=self.meta.stream,
+            span=(self.position, end),
+            speech=(start, end),
+            voiced=(sample(cut.voiced[0]), sample(cut.voiced[1])),
+            pcm=bytes(self._pcm[(start - self.position) * 2 : (end - self.position) * 2]),
+            state=state.tobytes(),
+        )
+
+    def _hole(self, chunk: backlog.Chunk) -> Step:
+        self._final = 0
+        span = (chunk.start, chunk.hole_end)
+        kept = msgspec.structs.replace(unpack(self.at.state), vad=self._vad.start().tobytes())
+        gap = m.Gap(span=span, reason=chunk.reason, retryable=False, segment=m.segment_id(self.meta.stream, span[0]))
+        return Step(positions={"audio": chunk.hole_end}, events=(gap,), state=m.encode(kept))
+
+    def moved(self, at: m.At) -> None:
+        cut, position = self._cut, at.positions["audio"]
+        if cut is None or (self._final and position >= self._final):
+            self._begin(at)
+            return
+        self.at, self.position = at, position
+        del self._pcm[: cut.end * FRAME * 2]
+        del self._states[: cut.end]
+        # Frames already heard are cut anew from here, exactly as a process that starts here would do.
+        self._cut = self._segmenter.rebase(cut.end)
+
+
+class Decoded(msgspec.Struct, frozen=True, kw_only=True):
+    """What the decoder made of an utterance; `reason` says why it must not be shown."""
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    language: str = ""
+    words: tuple[m.Word, ...] = ()
+    temperature: float = 0.0
+    reason: str = ""
+
+
+class Transcriber(Worker):
+    """Whisper with the thresholds and fallbacks of its paper, on one utterance at a time."""
+
+    name = "transcriber"
+
+    def __init__(self, settings: Settings) -> None:
+        self.s: TranscriberSettings = settings.transcriber
+        self.rules = Rules.of(self.s)
+        self.vad: Vad
+
+    def load(self, process: Process) -> Any:
+        known = models.model(self.s.model)
+        if self.s.language != "auto" and not known.knows(self.s.language):
+            other = models.for_language(self.s.language)
+            get = f"swapscribe models fetch {other.name}, then set transcriber.model={other.name}" if other else "none here does"
+            raise UserError(f"model {self.s.model} does not know language {self.s.language!r}; one that does: {get}")
+        folder = models.available(process.settings, self.s.model, check=True)
+        vad_folder = models.available(process.settings, "silero_vad", check=True)
+        self.torch = torch = set_up(self.s.threads, process.settings.cache)
+        import whisper
+        import whisper.timing
+        from safetensors.torch import load_file
+
+        for kernel in (whisper.timing.dtw_cpu, whisper.timing.backtrace):
+            kernel.enable_caching()  # compiled once per machine, not once per start
+        self.whisper = whisper
+        dims = whisper.ModelDimensions(**models.stored(folder).dims)
+        model = whisper.model.Whisper(dims)
+        weights = {k: v.float() for k, v in load_file(str(folder / "model.safetensors")).items()}
+        model.load_state_dict(weights, strict=False)
+        model.set_alignment_heads(whisper._ALIGNMENT_HEADS[self.s.model])
+        model.eval()
+        self.vad = Vad(torch, vad_folder)
+        self.model = model
+        return model
+
+    def open(self, folder: Path, meta: backlog.Meta, at: m.At) -> Session:
+        return Ear(folder, meta, at, self.vad, self.rules)
+
+    # -- infer ------------------------------------------------------------------------------------------------------
+
+    def infer(self, model: Any, state: bytes, work: Work) -> Step:
+        before = unpack(state)
+        near = work.speech[0] - before.prompt_end <= self.s.prompt_within_s * m.SAMPLE_RATE
+        done = self._hear(model, work.pcm, work.speech, work.voiced, before.prompt if near else ())
+        prompt = before.prompt if near else ()
+        prompt_end = before.prompt_end
+        if done.text and not done.reason:
+            prompt = (prompt + done.tokens)[-PROMPT_TOKENS:] if done.temperature < PROMPT_TEMPERATURE else ()
+            prompt_end = work.speech[1]
+        after = State(vad=work.state, prompt=prompt, prompt_end=prompt_end)
+        return self._step(work, self._body(m.segment_id(work.stream, work.speech[0]), work.speech, done), after)
+
+    def _step(self, work: Work, body: m.Body, after: State) -> Step:
+        silence = (m.Silence(span=(work.span[0], work.speech[0])),) if work.speech[0] > work.span[0] else ()
+        return Step(positions={"audio": work.span[1]}, events=(*silence, body), state=m.encode(after))
+
+    def skipped(self, state: bytes, work: Work, gap: m.Gap) -> Step:
+        return self._step(work, gap, State(vad=work.state))
+
+    def again(self, model: Any, stream: str, gap: m.Gap, pcm: bytes) -> m.Body:
+        done = self._hear(model, pcm, gap.span, gap.span, ())
+        body = self._body(gap.segment, gap.span, done)
+        old = f"{gap.segment}/{gap.revision}"
+        return msgspec.structs.replace(body, revision=gap.revision + 1, supersedes=old)
+
+    def _body(self, segment: str, span: m.Span, done: Decoded) -> m.Transcript | m.Suppressed:
+        if done.reason:
+            return m.Suppressed(span=span, text=done.text, reason=done.reason, segment=segment)
+        return m.Transcript(
+            segment=segment,
+            span=span,
+            text=done.text,
+            language=done.language,
+            words=done.words,
+            model=self.s.model,
+        )
+
+    def _hear(self, model: Any, pcm: bytes, span: m.Span, voiced: m.Span, prompt: tuple[int, ...]) -> Decoded:
+        """Decode one utterance; never raises on odd audio, always says what it made of it."""
+        audio = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768.0
+        rms = float(np.sqrt(np.mean(np.square(audio, dtype=np.float64)))) if len(audio) else 0.0
+        if rms <= 10 ** (self.s.level_gate_dbfs / 20):
+            return Decoded(reason="too quiet")
+        w = self.whisper
+        mel = w.log_mel_spectrogram(self.torch.from_numpy(audio), model.dims.n_mels, padding=w.audio.N_SAMPLES)
+        frames = mel.shape[-1] - w.audio.N_FRAMES
+        mel = w.pad_or_trim(mel, w.audio.N_FRAMES)
+        features = model.embed_audio(mel[None])[0]
+        result = self._decode(model, features, span[0], prompt)
+        text = result.text.strip()
+        reason = self._why_not(result, text)
+        if reason:
+            return Decoded(text=text, language=result.language, reason=reason)
+        words = self._words(model, features, mel, frames, result, span, voiced)
+        tokens = tuple(t for t in result.tokens if t < self._tokenizer(result.language).eot)
+        return Decoded(
+            text=text, tokens=tokens, language=result.language, words=words, temperature=float(result.temperature)
+        )
+
+    def _decode(self, model: Any, features: Floats, first: int, prompt: tuple[int, ...]) -> Any:
+        """Greedy with the prompt, then without it (it is what loops feed on), then warmer and warmer."""
+        tries = [(TEMPERATURES[0], prompt)] + [(t, ()) for t in (TEMPERATURES if prompt else TEMPERATURES[1:])]
+        result = None
+        for temperature, context in tries:
+            self.torch.manual_seed(first)  # sampling is a function of the place in the stream
+            options = self.whisper.DecodingOptions(
+                language=self._language(model),
+                temperature=temperature,
+                prompt=list(context) or None,
+                without_timestamps=True,
+                fp16=False,
+            )
+            result = model.decode(features, options)
+            quiet = result.no_speech_prob > self.s.no_speech_threshold
+            unsure = result.avg_logprob < self.s.logprob_threshold
+            if (quiet and unsure) or not (unsure or result.compression_ratio > self.s.compression_ratio_threshold):
+                break
+        return result
+
+    def _language(self, model: Any) -> str | None:
+        if self.s.language != "auto":
+            return self.s.language
+        return None if model.is_multilingual else "en"
+
+    def _tokenizer(self, language: str) -> Any:
+        return self.whisper.tokenizer.get_tokenizer(
+            self.model.is_multilingual, num_languages=self.model.num_languages, language=language, task="transcribe"
+        )
+
+    def _why_not(self, result: Any, text: str) -> str:
+        """Why a decoded text must not become a caption; empty: it may."""
+        if not text.strip(" .,!?-…"):
+            return "no words"
+        if result.no_speech_prob > self.s.no_speech_threshold and result.avg_logprob < self.s.logprob_threshold:
+            return "no speech"
+        if result.compression_ratio > self.s.compression_ratio_threshold or looping(text):
+            return "loop"
+        if result.avg_logprob < self.s.logprob_threshold:
+            return "unsure"
+        return ""
+
+    def _words(
+        self, model: Any, features: Any, mel: Any, frames: int, result: Any, span: m.Span, voiced: m.Span
+    ) -> tuple[m.Word, ...]:
+        """Word times by cross-attention alignment, held inside what the VAD calls voice, monotone."""
+        segment = {"seek": 0, "start": 0.0, "end": frames / 100, "tokens": result.tokens}
+        self.whisper.timing.add_word_timestamps(
+            segments=[segment],
+            model=Heard(model, features),
+            tokenizer=self._tokenizer(result.language),
+            mel=mel,
+            num_frames=frames,
+            last_speech_timestamp=0.0,
+        )
+        low, high = max(span[0], voiced[0] - EDGE_SAMPLES), min(span[1], voiced[1] + EDGE_SAMPLES)
+        words, at = [], low
+        for w in segment["words"]:
+            start = min(max(span[0] + round(w["start"] * m.SAMPLE_RATE), at), high)
+            end = min(max(span[0] + round(w["end"] * m.SAMPLE_RATE), start), high)
+            words.append(m.Word(text=w["word"], span=(start, end), p=round(float(w["probability"]), 4)))
+            at = end
+        return tuple(words)
+
+
+class Heard:
+    """A model that has heard this audio already: whisper's alignment asks for a full forward, the encoder ran before."""
+
+    def __init__(self, model: Any, features: Any) -> None:
+        self._model, self._features = model, features
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, mel: Any, tokens: Any) -> Any:
+        return self._model.decoder(tokens, self._features[None])
+
+
+def looping(text: str) -> bool:
+    """True when the same one to six words stand four times or more in a row, or fill a long text."""
+    words = text.lower().split()
+    for size in range(1, 7):
+        for i in range(len(words) - 4 * size + 1):
+            unit = words[i : i + size]
+            if all(words[i + k * size : i + (k + 1) * size] == unit for k in range(1, 4)):
+                return True
+    return len(text) > 80 and len(text) / len(zlib.compress(text.encode())) > 2.4
+
+
+def run(process: Process) -> None:
+    Runner(process, Transcriber(process.settings)).run()
+
+
+if __name__ == "__main__":
+    main("transcriber", run, arguments(__doc__ or ""))
