@@ -25,6 +25,7 @@ from common.process import holder
 from common.settings import Settings
 
 LOG_BYTES = 10 * 1024 * 1024
+STOPPED = "stopped"  # end_reason of a live stream that was ended by order, not by its source
 
 
 class Want(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,18 +158,20 @@ class Life:
             del args[args.index("--parent") : args.index("--parent") + 2]
         return [a for a in args if a != "--take-over"] == list(want.command)
 
-    def complaint(self, name: str) -> str:
-        """The line a person should read: the last one that it printed as `swapscribe: ...`."""
+    def last_words(self, name: str) -> str:
+        """What a person should read of its log: its `swapscribe: ...` line, else the end of a traceback."""
         with contextlib.suppress(OSError), open(self.log, "rb") as f:
-            f.seek(self.log_at)
-            for line in reversed(f.read(LOG_BYTES).decode(errors="replace").splitlines()):
-                if line.startswith("swapscribe: "):
-                    return line.removeprefix("swapscribe: ").removeprefix(f"{name}: ")
-        return f"see {self.log}"
+            f.seek(max(self.log_at, os.fstat(f.fileno()).st_size - 65_536))
+            plain = [x for x in f.read().decode(errors="replace").splitlines() if x[:1] not in ("{", " ", "")]
+            to_user = [x for x in plain if x.startswith("swapscribe: ")]
+            line = [*plain, *to_user, ""][-2] if plain else ""
+            return line.removeprefix("swapscribe: ").removeprefix(f"{name}: ")[:300]
+        return ""
 
 
-def source_ended(settings: Settings, source: str) -> bool:
+def source_ended(settings: Settings, source: str, since_ns: int = 0) -> bool:
     """An adopted capture leaves no exit status; its newest stream tells whether the source came to its end."""
     metas = [meta for p in backlog.streams(settings.streams) if (meta := backlog.read_meta(p))]
-    mine = [meta for meta in metas if meta.source == source]
-    return bool(mine) and max(mine, key=lambda meta: meta.started_ns).ended
+    mine = [meta for meta in metas if meta.source == source and meta.started_ns >= since_ns]
+    newest = max(mine, key=lambda meta: meta.started_ns, default=None)
+    return newest is not None and newest.ended and newest.end_reason != STOPPED

@@ -172,3 +172,49 @@ def keys(folder: Path, client: str) -> None:
 @click.group()
 def models() -> None:
     """The model store: what is known, fetched and verified."""
+
+
+@models.command("list")
+@click.pass_obj
+def models_list(given: Given) -> None:
+    """All models we know, and which are here."""
+    from common import models as store
+
+    settings = given.settings()
+    for m in store.catalogue().values():
+        try:
+            state = str(store.available(settings, m.name))
+        except UserError as e:
+            state = "not here" if "is not there" in str(e) else str(e)
+        languages = "many languages" if "*" in m.languages else " ".join(m.languages) or "any language"
+        sets = f", set {', '.join(m.sets)}" if m.sets else ""
+        click.echo(f"{m.name:<12} {m.task}, {languages}, {m.bytes / 1e6:.0f} MB, {m.licence}{sets}: {state}")
+
+
+@models.command("fetch")
+@click.argument("names", nargs=-1)
+@click.pass_obj
+def models_fetch(given: Given, names: tuple[str, ...]) -> None:
+    """Get models by name or set (none named: the embedded set); what is here and whole is left alone."""
+    from common import models as store
+
+    store.fetch(given.settings(), names, click.echo)
+
+
+@models.command("verify")
+@click.argument("names", nargs=-1)
+@click.pass_obj
+def models_verify(given: Given, names: tuple[str, ...]) -> None:
+    """Hash models again (none named: the embedded set)."""
+    from common import models as store
+
+    settings = given.settings()
+    bad = []
+    for m in store.chosen(names):
+        try:
+            found = store.verify(settings, m.name)
+            click.echo(f"{m.name}: right, sha256 {found.sha256[:12]}…, from {found.source}")
+        except UserError as e:
+            bad.append(str(e))
+    if bad:
+        raise UserError("; ".join(bad))

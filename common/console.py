@@ -151,15 +151,16 @@ def status(settings: Settings, pids: dict[str, int], states: dict[str, str], bea
 def default_source() -> tuple[dict[str, str], str]:
     """(a source, the line that says which and why): the microphone if there is one, else the bundled recording."""
     try:  # in a process of its own with a time-out: a broken sound system may hang, and often prints pages
-        ask = [sys.executable, "-m", "capture.devices", "--default"]
+        ask = [sys.executable, "-m", "capture.devices"]
         found = subprocess.run(ask, capture_output=True, text=True, timeout=5.0, stdin=subprocess.DEVNULL)
-        why = (found.stderr or found.stdout).strip().splitlines()[-1:]
-        if found.returncode == 0:
-            return {"name": "mic", "kind": "microphone"}, f"source: the microphone ({found.stdout.strip()})"
+        lines = found.stdout.strip().splitlines() or ["no microphone: the list of devices cannot be read"]
     except subprocess.TimeoutExpired:
-        why = ["the sound system does not answer"]
-    reason = why[0].removeprefix("swapscribe: ") if why else "no microphone"
-    return recording("realtime"), f"source: the bundled recording {RECORDING.name}, because: {reason}"
+        return recording("realtime"), f"source: the bundled {RECORDING.name}; no microphone: the sound system hangs"
+    default = [line for line in lines if "(default)" in line]
+    if found.returncode == 0 and default:
+        return {"name": "mic", "kind": "microphone"}, f"source: the microphone ({' '.join(default[0].split())})"
+    why = lines[-1] if found.returncode else "no microphone is the default one; choose: swapscribe devices"
+    return recording("realtime"), f"source: the bundled {RECORDING.name}; {why}"
 
 
 def recording(pace: str) -> dict[str, str]:

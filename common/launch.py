@@ -7,6 +7,7 @@ launcher its model workers die with it; feed and captures live on, and the next 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,8 +19,8 @@ from pathlib import Path
 
 import msgspec
 
+from common import backlog, topology, wire
 from common import messages as m
-from common import topology, wire
 from common.child import Life, Want, running, source_ended
 from common.process import EXIT_NAME_TAKEN, EXIT_USER_ERROR, NameLock, holder
 from common.settings import Settings
@@ -64,6 +65,7 @@ class Launcher:
         self._answers: dict[str, m.Answer] = {}
         self._garbage_said = False
         self._lock = NameLock(self.run_dir, NAME)
+        self._memory = self.run_dir / f"{NAME}.since"
 
     def run(self) -> None:
         """Hold the name, keep everything running until told to stop, then stop everything. Raises NameTaken."""
@@ -73,12 +75,28 @@ class Launcher:
             signal.signal(number, self._on_signal)
         for name, pid in running(self.run_dir, but=[s.want.name for s in self.slots]).items():
             self.say(f"{name} runs as pid {pid} but is not among these settings; it will be stopped with the others")
+        self._recall()
         while not self._stop_wanted:
             self._turn()
         self.say("stopping (once more: at once)")
         self._stop_all()
+        self._memory.unlink(missing_ok=True)
         self._socket.close()
         self._lock.release()
+
+    def _recall(self) -> None:
+        """RUN/launcher.since tells of a killed launcher: what came to its end since it began is not played again."""
+        this_boot = backlog.boot_id()
+        try:
+            boot, since_ns = self._memory.read_text().split()
+        except (OSError, ValueError):
+            boot = ""
+        if boot != this_boot:
+            with contextlib.suppress(OSError):
+                backlog.replace_file(self._memory, f"{this_boot} {time.time_ns()}".encode(), durable=False)
+            return
+        for slot in self.slots:
+            slot.done = slot.want.finite and source_ended(self.settings, slot.want.source, int(since_ns))
 
     def stop(self) -> None:
         self._stop_wanted = True
@@ -142,7 +160,7 @@ class Launcher:
             self.say(f"{name} (pid {life.pid}) has ended")
         elif status == EXIT_USER_ERROR:
             slot.next_at = now + USER_ERROR_S
-            complaint = life.complaint(name)
+            complaint = life.last_words(name) or f"see {self._log(name)}"
             if complaint != slot.complaint:
                 self.say(f"{name} cannot run: {complaint} (tried again every {USER_ERROR_S:.0f} s)")
             slot.complaint = complaint
@@ -150,7 +168,8 @@ class Launcher:
             delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0**slot.fails)
             slot.fails += 1
             slot.next_at = now + delay_s
-            self.say(f"{name} died ({life.cause}), again in {delay_s:.1f} s; its log: {self._log(name)}")
+            words = life.last_words(name) if status > 0 else ""
+            self.say(f"{name} died ({life.cause}), again in {delay_s:.1f} s; {words or f'its log: {self._log(name)}'}")
 
     def _fill(self, slot: Slot) -> None:
         name, now = slot.want.name, time.monotonic()

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from common import backlog, topology, wire
 from common import messages as m
-from common import topology, wire
 from common.child import Life, Want, running, wants
 from common.launch import STEADY_S, Launcher
 from common.process import EXIT_NAME_TAKEN, holder, wait_gone
@@ -44,11 +44,11 @@ class Table:
 
     def up(self, *names: str) -> dict[str, int]:
         """Pids once these (default: all) run."""
-        wanted = list(names) or NAMES
-        return wait_for(lambda: p if set(wanted) <= set(p := running(self.run)) else None, what=f"{wanted} up")
+        wanted = set(names or NAMES)
+        return wait_for(lambda: p if wanted <= set(p := running(self.run)) else {}, what=f"{wanted} up")
 
     def other(self, name: str, old: int) -> int:
-        return wait_for(lambda: p if (p := holder(self.run, name)) not in (None, old) else None, what=f"new {name}")
+        return wait_for(lambda: p if (p := holder(self.run, name) or 0) != old else 0, what=f"new {name}")
 
     def fault(self, name: str, what: str) -> None:
         path = self.settings.data / f"fault-{name}"
@@ -59,10 +59,10 @@ class Table:
         (self.settings.data / f"fault-{name}").unlink()
 
     def exit_record(self, name: str, pid: int) -> dict[str, Any]:
-        def read() -> dict[str, Any] | None:
+        def read() -> dict[str, Any]:
             path = self.run / f"{name}.exit"
-            row = json.loads(path.read_text()) if path.exists() else {}
-            return row if row.get("pid") == pid else None
+            row: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+            return row if row.get("pid") == pid else {}
 
         return wait_for(read, what=f"{name}.exit of pid {pid}")
 
@@ -198,6 +198,29 @@ def test_killed_launcher_model_workers_die_survivors_are_adopted(table: Table) -
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("killed", [True, False])
+def test_what_ended_under_a_killed_launcher_is_not_played_again(table: Table, killed: bool) -> None:
+    first = table.launch()
+    table.up()
+    began_ns = time.time_ns()
+    folder = table.settings.streams / "a-1"
+    folder.mkdir(parents=True)
+    meta = backlog.Meta(stream="a-1", source="a", lane="live", origin="x", started_ns=began_ns, resumable=True)
+    backlog.write_meta(folder, msgspec.structs.replace(meta, ended=True, end=16_000, end_reason="end of file"))
+    if killed:
+        first.kill()
+        table.fault("capture@a", "done")
+        wait_for(lambda: holder(table.run, "capture@a") is None)
+    else:
+        first.stop()
+        table.fault("capture@a", "done")
+    second = table.launch()
+    table.up("feed", "transcriber", "viewer")
+    said(second, "processes are up")
+    assert ("capture@a started" in second.output()) is not killed
+
+
+@pytest.mark.processes
 def test_take_over_and_return(table: Table) -> None:
     launcher = table.launch()
     old = table.up()["transcriber"]
@@ -233,14 +256,18 @@ def test_garbage_is_refused_and_said_once(table: Table) -> None:
     launcher = table.launch()
     table.up()
     asker = wire.Asker(wire.ipc(table.settings, "launcher"))
-    known = m.encode(m.Command(id="x", verb="ping"))
-    nested = b"\x91" * 100_000
-    for data in (b"", b"\xff" * 10, known[:-3], nested, os.urandom(1 << 20), m.encode(m.Replay(after=0))):
+
+    def ask(data: bytes) -> m.Answer:
         asker._id += 1
-        wait_for(lambda data=data: wire.send(asker.socket, [asker._tag, data]))
-        assert isinstance(wait_for(asker.answer), m.Refused)
+        wait_for(lambda: wire.send(asker.socket, [asker._tag, data]))
+        answers: list[m.Answer] = wait_for(lambda: [a for a in (asker.answer(),) if a])
+        return answers[0]
+
+    ping = m.encode(m.Command(id="x", verb="ping"))
+    for data in (b"", b"\xff" * 10, ping[:-3], b"\x91" * 100_000, os.urandom(1 << 20), m.encode(m.Replay(after=0))):
+        assert isinstance(ask(data), m.Refused)
     wire.send(asker.socket, [b"no tag"])
-    assert "protocol" in getattr(table_protocol(asker), "reason", "")
+    assert "protocol" in getattr(ask(m.encode(m.Command(id="p", verb="ping", protocol=99))), "reason", "")
     asker.close()
     huge = wire.Asker(wire.ipc(table.settings, "launcher"))  # closes its own connection, nobody else's
     wait_for(lambda: wire.send(huge.socket, [b"tag", bytes(wire.MAX_MESSAGE + 1)]))
@@ -249,11 +276,6 @@ def test_garbage_is_refused_and_said_once(table: Table) -> None:
     assert launcher.output().count("refused something") == 1
     refused = table.ask("explode")
     assert isinstance(refused, m.Refused) and "restart, stop, status, ping" in refused.reason
-
-
-def table_protocol(asker: wire.Asker) -> m.Answer:
-    wait_for(lambda: asker.ask(m.Command(id="p", verb="ping", protocol=99)))
-    return wait_for(asker.answer)
 
 
 @pytest.mark.processes
