@@ -42,7 +42,8 @@ calm() {
     case $$line in
       *Downloading\ *\ \(*\)* | *Using\ cached\ *\ \(*\)* | *Processing\ *)
         what=$${line##*/}; what=$${what#*Downloading }; what=$${what#*Using cached }; count=$$((count + 1))
-        if [ -t 1 ]; then printf '\r\033[K  %d packages · %.90s' $$count "$$what"
+        [[ ! $$what =~ ^([A-Za-z0-9_.]+-[^-]+)(-[^ ]*)?(\ \([0-9.]+\ .B\))? ]] || what=$${BASH_REMATCH[1]}$${BASH_REMATCH[3]-}
+        if [ -t 1 ]; then printf '\r\033[K  %d packages · %.60s' $$count "$$what"
         elif [[ $$line == *[0-9][0-9].[0-9]\ MB* || $$line == *[0-9][0-9][0-9]\ MB* ]]; then say "  $$what"; fi ;;
       *Installing\ collected\ packages*)
         count=$$(tr -cd , <<<"$$line" | wc -c); count=$$((count + 1))
