@@ -102,8 +102,9 @@ def sonnet_parts() -> list[Clip]:
     folder = _folder("sonnets", make)
     clips = []
     for i in (1, 2, 3):
+        # The first line is the number: printed I, II, III and read as one, two, three.
         lines = re.findall(r'<span id="f\d+">(.*?)</span>', (folder / f"p00{i}.xhtml").read_text())
-        clips.append(Clip(folder / f"p00{i}.mp3", html.unescape(" ".join(lines[1:]))))
+        clips.append(Clip(folder / f"p00{i}.mp3", html.unescape(" ".join([str(i), *lines[1:]]))))
     return clips
 
 
