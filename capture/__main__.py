@@ -27,7 +27,7 @@ from common import settings, topology, wire
 from common.process import Process, arguments, main
 
 DOORBELL_EVERY_S = 1.0
-SWEEP_EVERY_S = 10.0
+SWEEP_EVERY_S = 5.0
 SOURCE_STOPS_S = 1.5  # a source that hangs in a read is left behind after this time
 SPACE_WITHIN_S = 5.0  # how long a graceful stop waits for space on a full disk
 

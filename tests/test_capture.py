@@ -1,0 +1,264 @@
+"""capture as a real process: exact samples, kill -9 at random moments, holes of the right length, graceful ends."""
+
+from __future__ import annotations
+
+import http.server
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from common import backlog
+from common.process import EXIT_NAME_TAKEN
+from common.settings import Settings, Source
+from tests.capture_helpers import (
+    RATE,
+    Bells,
+    Capturing,
+    RealTimePipe,
+    assert_numbered,
+    audio_of,
+    encode,
+    numbered,
+    offline,
+)
+from tests.conftest import ROOT, Processes, wait_for
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture
+def capturing(processes: Processes, settings: Settings) -> Capturing:
+    return Capturing(processes, settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "rate_hz", "channels", "video"),
+    [
+        ("a.wav", "pcm_s16le", 44_100, 2, False),
+        ("a.flac", "flac", 16_000, 1, False),
+        ("a.m4a", "aac", 48_000, 2, False),
+        ("a.mkv", "libopus", 48_000, 1, True),
+        ("a.mp3", "libmp3lame", 22_050, 1, False),
+    ],
+)
+def test_a_file_gives_exactly_what_pyav_and_soxr_give(
+    capturing: Capturing, folder: Path, name: str, codec: str, rate_hz: int, channels: int, video: bool
+) -> None:
+    encode(folder / name, codec, rate_hz, channels, seconds=20, video=video)
+    capturing.configure(Source(name="f", kind="file", path=str(folder / name), pace="max"), capture={"file_s": 3})
+    assert capturing.start("f").wait() == 0
+    want = offline(folder / name)
+    stream = capturing.stream()
+    assert len(want) > 19 * RATE * 2
+    assert audio_of(stream) == want
+    meta = capturing.meta(stream)
+    assert (meta.lane, meta.ended, meta.end, meta.end_reason) == ("batch", True, len(want) // 2, "end of file")
+    assert len(backlog.audio_files(stream)) == 7
+    again = capturing.start("f")
+    assert again.wait() == 0 and "already complete" in again.output()
+    assert capturing.stream() == stream and capturing.meta(stream) == meta
+
+
+def test_killed_ten_times_a_file_still_gives_the_same_samples(capturing: Capturing, folder: Path) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    encode(folder / "a.flac", "flac", 44_100, 2, seconds=240)
+    capturing.configure(Source(name="f", kind="file", path=str(folder / "a.flac"), pace="20"), capture={"file_s": 7})
+    process, head = capturing.start("f"), 0
+    for _ in range(10):
+        stream = capturing.stream()
+        goal = head + rng.randrange(1, 12 * RATE)
+        wait_for(lambda s=stream, g=goal: backlog.head(s) >= g, what="more samples")
+        process.kill()
+        head = backlog.head(stream)
+        process = capturing.start("f")
+    assert head < 230 * RATE, "it was killed while it ran"
+    assert process.wait() == 0
+    assert audio_of(capturing.stream()) == offline(folder / "a.flac")
+    assert capturing.meta(capturing.stream()).end_reason == "end of file"
+
+
+def test_a_stopped_batch_goes_on_at_its_sample(capturing: Capturing, folder: Path) -> None:
+    encode(folder / "a.flac", "flac", 48_000, 1, seconds=900)
+    capturing.configure(Source(name="f", kind="file", path=str(folder / "a.flac"), pace="max"))
+    first = capturing.start("f")
+    stream = capturing.stream()
+    wait_for(lambda: backlog.head(stream) > 0, what="samples")
+    assert first.stop() == 0
+    stopped_at = backlog.head(stream)
+    assert stopped_at < 900 * RATE and not capturing.meta(stream).ended
+    assert capturing.start("f").wait() == 0
+    assert audio_of(stream) == offline(folder / "a.flac") and capturing.meta(stream).ended
+
+
+def test_a_killed_live_source_has_a_hole_as_long_as_it_was_down(capturing: Capturing, folder: Path) -> None:
+    capturing.configure(Source(name="in", kind="stdin"))
+    first, born = capturing.start("in", pipe=True), time.monotonic()
+    pipe = RealTimePipe(first, born)
+    stream = capturing.stream()
+    wait_for(lambda: backlog.head(stream) > RATE, what="a second of audio")
+    first.kill()
+    pipe.close()
+    killed = backlog.head(stream)
+    down_until = time.monotonic() + 1.5
+    wait_for(lambda: time.monotonic() > down_until, what="the time it shall be down")
+    second = capturing.start("in", pipe=True)
+    pipe = RealTimePipe(second, born)
+    wait_for(lambda: backlog.head(stream) > killed + 4 * RATE, what="audio after the hole")
+    second.signal(signal.SIGTERM)
+    assert second.wait() == 0
+    pipe.close()
+    assert capturing.stream() == stream
+    (hole,) = backlog.holes(stream)
+    assert (hole.start, hole.reason) == (killed, "capture was down")
+    chunk = backlog.Reader(stream).read(hole.end, 1)
+    value = int.from_bytes(chunk.pcm, "little")  # the sample that the "sound card" gave at its own clock
+    off = (value - hole.end + 32768) % 65536 - 32768
+    start_value = int.from_bytes(backlog.Reader(stream).read(0, 1).pcm, "little")
+    assert abs(off - start_value) < 0.3 * RATE, f"the hole is wrong by {(off - start_value) / RATE:.3f} s"
+    assert capturing.meta(stream).ended and capturing.meta(stream).end_reason == "stopped"
+
+
+def test_a_stream_left_for_too_long_is_ended_and_a_new_one_begins(capturing: Capturing) -> None:
+    capturing.configure(Source(name="in", kind="stdin"), capture={"resume_within_s": 0})
+    first = capturing.start("in", pipe=True)
+    assert first.popen.stdin
+    first.popen.stdin.write(numbered(0, RATE))
+    first.popen.stdin.flush()
+    old = capturing.stream()
+    wait_for(lambda: backlog.head(old) == RATE, what="the audio")
+    first.kill()
+    second = capturing.start("in", pipe=True)
+    second.popen.communicate(numbered(0, 2 * RATE))
+    assert second.wait() == 0
+    meta = capturing.meta(old)
+    assert (meta.ended, meta.end, meta.end_reason) == (True, RATE, "not resumed")
+    (new,) = [s for s in capturing.streams() if s != old]
+    assert assert_numbered(new, 2 * RATE) == []
+    assert capturing.meta(new).end_reason == "end of input"
+
+
+def test_a_graceful_stop_writes_what_is_in_ram(capturing: Capturing) -> None:
+    capturing.configure(Source(name="in", kind="stdin"), capture={"sync_interval_ms": 60_000})
+    process = capturing.start("in", pipe=True)
+    assert process.popen.stdin
+    process.popen.stdin.write(numbered(0, 5 * RATE))
+    process.popen.stdin.flush()
+    bells = Bells(capturing.settings, "in")
+    assert bells.until(lambda b: b.ram_s >= 5.0).end == 0, "nothing is on the disk yet"
+    bells.close()
+    assert process.stop() == 0
+    stream = capturing.stream()
+    assert assert_numbered(stream, 5 * RATE) == []
+    assert capturing.meta(stream).end == 5 * RATE
+
+
+@pytest.mark.parametrize(("rate_hz", "channels"), [(48_000, 2), (8_000, 1), (16_000, 2)])
+def test_stdin_of_another_rate_is_resampled_once(
+    capturing: Capturing, folder: Path, rate_hz: int, channels: int
+) -> None:
+    encode(folder / "a.wav", "pcm_s16le", rate_hz, channels, seconds=5)
+    capturing.configure(Source(name="in", kind="stdin", rate_hz=rate_hz, channels=channels))
+    process = capturing.start("in", pipe=True)
+    pcm = (folder / "a.wav").read_bytes()
+    process.popen.communicate(pcm[pcm.index(b"data") + 8 :])
+    assert process.wait() == 0
+    assert audio_of(capturing.stream()) == offline(folder / "a.wav")
+
+
+def test_a_second_copy_is_refused(capturing: Capturing) -> None:
+    capturing.configure(Source(name="in", kind="stdin"))
+    first = capturing.start("in", pipe=True)
+    wait_for(lambda: "started" in first.output(), what="the first copy")
+    second = capturing.start("in", pipe=True)
+    assert second.wait() == EXIT_NAME_TAKEN
+    assert f"already running as pid {first.pid}" in second.output()
+    assert first.stop() == 0, "stopped before any audio came: no stream, no error"
+    assert capturing.streams() == []
+
+
+def test_a_stream_removed_under_a_live_source_is_noticed(capturing: Capturing) -> None:
+    capturing.configure(Source(name="in", kind="stdin"))
+    process = capturing.start("in", pipe=True)
+    pipe = RealTimePipe(process, time.monotonic())
+    stream = capturing.stream()
+    wait_for(lambda: backlog.head(stream) > 0, what="audio")
+    backlog.remove(stream)
+    assert process.wait() == 1, "the launcher starts it again, with a new stream"
+    pipe.close()
+    assert "stream was removed" in process.output()
+
+
+@pytest.fixture
+def web(folder: Path) -> Iterator[str]:
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_url_is_read_at_its_pace(capturing: Capturing, folder: Path, web: str) -> None:
+    encode(folder / "a.mp3", "libmp3lame", 44_100, 2, seconds=20)
+    capturing.configure(Source(name="u", kind="file", path=f"{web}/a.mp3", pace="20"))
+    assert capturing.start("u").wait() == 0
+    stream = capturing.stream()
+    assert audio_of(stream) == offline(folder / "a.mp3")
+    meta = capturing.meta(stream)
+    assert (meta.lane, meta.resumable, meta.end_reason) == ("live", True, "end of input")
+
+
+MICROPHONE = "standin_pyaudio.py"
+
+
+def test_a_microphone_that_vanishes_and_returns(capturing: Capturing, folder: Path) -> None:
+    (folder / "modules").mkdir()
+    (folder / "modules" / "pyaudio.py").write_bytes((ROOT / "tests" / MICROPHONE).read_bytes())
+    switch, born = folder / "switch", time.monotonic()
+    env = {"PYTHONPATH": f"{folder / 'modules'}:{ROOT}", "STANDIN_PYAUDIO": str(switch)}
+    env["STANDIN_PYAUDIO_BORN"] = str(born)
+    capturing.configure(Source(name="mic", kind="microphone"))
+    switch.write_text("")
+    nothing = capturing.start("mic", env=env)
+    assert nothing.wait() == 2
+    assert "no input device" in nothing.output() and "Traceback" not in nothing.output()
+
+    switch.write_text("present")
+    process, bells = capturing.start("mic", env=env), Bells(capturing.settings, "mic")
+    stream = capturing.stream()
+    bells.until(lambda b: b.end > RATE // 2)
+    switch.write_text("")
+    gone = bells.until(lambda b: b.state == "no_device")
+    switch.write_text("present")
+    bells.until(lambda b: b.state == "ok" and b.end > gone.end + RATE)
+    switch.write_text("present overflow")
+    bells.until(lambda b: b.lost_samples > RATE and len(backlog.holes(stream)) == 2)
+    bells.close()
+    assert process.stop() == 0
+    away, overflow = backlog.holes(stream)
+    assert (away.reason, overflow.reason) == ("device was away", "device overflow")
+    assert abs(overflow.end - overflow.start - 8000) < 0.1 * RATE
+    first = int.from_bytes(backlog.Reader(stream).read(0, 1).pcm, "little")
+    for hole in (away, overflow):
+        value = int.from_bytes(backlog.Reader(stream).read(hole.end, 1).pcm, "little")
+        off = (value - first - hole.end + 32768) % 65536 - 32768
+        assert abs(off) < 0.3 * RATE, f"{hole.reason} is wrong by {off / RATE:.3f} s"
+
+
+def test_devices_says_in_one_line_why_there_is_none(processes: Processes) -> None:
+    script = "import sys; sys.modules['pyaudio'] = None; from capture import devices; sys.exit(devices.main())"
+    process = processes.spawn([sys.executable, "-c", script], "devices")
+    assert process.wait() == 1
+    (line,) = process.output().splitlines()
+    assert line.startswith("no microphone: ") and "pip install PyAudio" in line
