@@ -22,7 +22,7 @@ import msgspec
 
 from common import backlog, topology
 from common.process import holder
-from common.settings import Settings
+from common.settings import Settings, UserError
 
 LOG_BYTES = 10 * 1024 * 1024
 STOPPED = "stopped"  # end_reason of a live stream that was ended by order, not by its source
@@ -53,6 +53,8 @@ def module_command(name: str, passed: Sequence[str]) -> tuple[str, ...]:
 def wants(settings: Settings, passed: Sequence[str]) -> tuple[Want, ...]:
     """The table as processes, for these settings; `passed` are the options that load the same settings in a child."""
     kinds = {s.name: s.kind for s in settings.source}
+    if list(kinds.values()).count("stdin") > 1:
+        raise UserError("settings: two sources of kind stdin: there is one standard input; make one of them a file")
     return tuple(
         Want(
             name=name,

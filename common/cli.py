@@ -103,6 +103,8 @@ def run_all(given: Given) -> None:
     """Run all processes here, and print captions; Ctrl-C stops everything."""
     import json
 
+    import msgspec
+
     from common import backlog, console, wire
     from common.child import wants
     from common.launch import NAME, Launcher
@@ -119,9 +121,10 @@ def run_all(given: Given) -> None:
     else:
         source, line = console.default_source()
         more = ("source=" + json.dumps([source]),)
-        backlog.replace_file(run / "source", more[0].encode(), durable=False)
         news(line)
         settings = given.settings(*more)
+    chosen = b"source=" + msgspec.json.encode(settings.source)
+    backlog.replace_file(run / "source", chosen, durable=False)
     for line in console.addresses(settings):
         news(line)
     captions = console.Captions(settings)

@@ -64,7 +64,7 @@ def retry(given: Given, stream: str, start: str, end: str | None) -> None:
     """Transcribe the failed parts of a stream again."""
     from common import backlog
     from common import messages as m
-    from common.feed_client import Appender
+    from common.feed_client import Appender, replay
     from common.wire import Unreachable
 
     settings = given.settings()
@@ -74,6 +74,15 @@ def retry(given: Given, stream: str, start: str, end: str | None) -> None:
     span = (samples(start), samples(end) if end else backlog.head(folder))
     if span[0] >= span[1]:
         raise UserError(f"nothing lies between {start} and {end or 'the end'}")
+    try:
+        events = [e.decode() for e in replay(settings, kinds=("gap", "transcript", "suppressed"), stream=stream)]
+    except Unreachable:
+        raise UserError(NO_FEED) from None
+    superseded = {getattr(e, "supersedes", None) for e in events}
+    gaps = [e for e in events if isinstance(e, m.Gap) and e.retryable and f"{e.segment}/{e.revision}" not in superseded]
+    count = sum(e.span[0] < span[1] and span[0] < e.span[1] for e in gaps)
+    if not count:
+        raise UserError(f"nothing failed in {stream} that could be tried again")
     appender = Appender(settings, f"cli.{uuid.uuid4().hex[:12]}")
     try:
         for attempt in range(3):  # the producer's name is new, so that the same append twice is one event
@@ -87,7 +96,7 @@ def retry(given: Given, stream: str, start: str, end: str | None) -> None:
         appender.close()
     if isinstance(answer, m.Refused):
         raise UserError(f"refused: {answer.reason}")
-    click.echo(f"{stream}: what failed there is transcribed again when the transcriber comes to it")
+    click.echo(f"{stream}: {count} failed part{'s' * (count > 1)} will be transcribed again")
 
 
 @click.command()

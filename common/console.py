@@ -121,9 +121,10 @@ def coverage_line(c: m.Coverage) -> str:
 
 def status(settings: Settings, pids: dict[str, int], states: dict[str, str], beat: m.Beat | None) -> list[str]:
     """Processes, then streams. `states` are the launcher's, by name; empty when there is no launcher."""
-    known = topology.names(tuple(s.name for s in settings.source))
+    rows = ["launcher", *(r.name for r in topology.TABLE)]
+    known = {"launcher", *topology.names(tuple(s.name for s in settings.source)), *pids, *states}
     lines = []
-    for name in dict.fromkeys(["launcher", *known, *pids, *states]):
+    for name in sorted(known, key=lambda n: (rows.index(n.partition("@")[0]), n)):
         pid, words = pids.get(name), [states.get(name, "up" if name in pids else "not running")]
         if beat and pid and (bell := beat.captures.get(name.partition("@")[2])):
             words += [bell.state, bell.detail]

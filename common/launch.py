@@ -78,7 +78,7 @@ class Launcher:
         self._recall()
         while not self._stop_wanted:
             self._turn()
-        self.say("stopping (once more: at once)")
+        self.say("stopping; Ctrl-C again stops at once")
         self._stop_all()
         self._memory.unlink(missing_ok=True)
         self._socket.close()
@@ -164,6 +164,9 @@ class Launcher:
             if complaint != slot.complaint:
                 self.say(f"{name} cannot run: {complaint} (tried again every {USER_ERROR_S:.0f} s)")
             slot.complaint = complaint
+        elif status == 0:  # told to end by somebody else: a take-over, or a kill by hand
+            slot.next_at = now + FIRST_DELAY_S
+            self.say(f"{name} has ended")
         else:
             delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0**slot.fails)
             slot.fails += 1

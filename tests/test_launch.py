@@ -363,17 +363,3 @@ def test_stop_command_and_leftovers(table: Table) -> None:
     assert swapscribe("restart", "viewer").returncode == 0 and holder(table.run, "viewer") != old
     assert swapscribe("stop").returncode == 0
     assert second.wait() == 0 and running(table.run) == {}
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize(
-    "args",
-    [["nonsense"], ["restart"], ["run", "nobody"], ["--set", "feed.nope=1", "status"], ["purge"], ["retry", "none"],
-     ["tail", "--from", "x"], ["--config", "missing.toml", "streams"], ["capture", "--source", "none"], ["run-all"]],
-)  # fmt: skip
-def test_every_mistake_is_one_line(table: Table, args: list[str]) -> None:
-    more = ["--set", 'source=[{"name": "x"}]'] if args == ["run-all"] else []
-    argv = [sys.executable, "-m", "common.cli", *table.options, *more, *args]
-    done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=clean_environment(), timeout=60)
-    assert done.returncode == 2
-    assert done.stderr.startswith("swapscribe: ") and done.stderr.count("\n") == 1, done.stderr
