@@ -109,7 +109,7 @@ class File:
 
     def _read(self, opened: Opened, intake: Intake) -> str:
         skip = intake.position if intake.resumable else 0
-        schedule = _Schedule(self.pace if intake.resumable else 0.0, skip)
+        schedule = _Schedule(self.pace if intake.resumable else 0.0)
         decoded = Decoded(opened, self.is_url)
         # Sound that comes only once cannot wait for a full disk.
         patience = Patience.ALWAYS if intake.resumable else Patience.WHILE_DISK_TAKES
@@ -185,7 +185,7 @@ def _pieces(pcm: bytes, samples: int) -> Iterator[bytes]:
 class _Schedule:
     """When the samples of a file would have been heard at this pace; pace 0: at once."""
 
-    def __init__(self, factor: float, position: int) -> None:
+    def __init__(self, factor: float) -> None:
         self.per_s = factor * SAMPLE_RATE
         self.piece_samples = int(min(SAMPLE_RATE, max(SAMPLE_RATE // 10, self.per_s // 10))) if factor else SAMPLE_RATE
         self._due = time.monotonic()

@@ -1,0 +1,329 @@
+"""capture's decisions, without a process: the ring, holes by the clock, which stream goes on, what may be deleted."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import hypothesis.strategies as st
+import msgspec
+import numpy as np
+import pytest
+import soxr
+from hypothesis import given, settings
+
+from capture import intake as intake_module
+from capture.files import _Schedule
+from capture.intake import Intake, elapsed_ns
+from capture.microphone import Device, NoDevice, choose
+from capture.resample import Resampler
+from capture.retention import Candidate, Retention, due, read_upto
+from capture.ring import Patience, Ring, Run
+from capture.streams import Found, Stream, age_s
+from capture.streams import choose as choose_stream
+from common import backlog
+from common import messages as m
+from common.backlog import Anchor, Meta
+from common.settings import RetentionSettings, Settings, Source
+from tests.capture_helpers import RATE, numbered
+
+pytestmark = pytest.mark.pure
+NS = 10**9
+
+
+def taken(ring: Ring) -> list[tuple[int, int, str]]:
+    """Drain: (start, end, reason) of holes, "" for samples that are the right ones."""
+    out = []
+    while run := ring.first():
+        if run.pcm:
+            assert run.pcm == numbered(run.start, run.end - run.start)
+        out.append((run.start, run.end, run.reason))
+        ring.release(run.end)
+    return out
+
+
+def test_the_ring_gives_what_it_got_and_joins_neighbours() -> None:
+    ring = Ring(30)
+    ring.begin(100)
+    for _ in range(3):
+        assert ring.put(numbered(ring.end, 10), Patience.ALWAYS)
+    ring.jump(200, "device overflow", lost=True)
+    ring.jump(220, "device overflow", lost=True)
+    ring.jump(150, "never", lost=True)  # the past is no hole
+    ring.put(numbered(220, 5), Patience.ALWAYS)
+    assert ring.lost == 90
+    assert taken(ring) == [(100, 130, ""), (130, 220, "device overflow"), (220, 225, "")]
+    assert ring.waiting_s == 0
+
+
+def test_a_part_taken_by_a_full_disk_is_released() -> None:
+    ring = Ring(30)
+    ring.put(numbered(0, 10), Patience.ALWAYS)
+    ring.put(numbered(10, 10), Patience.ALWAYS)
+    ring.release(13)
+    assert ring.first() == Run(13, 20, numbered(13, 7))
+    assert ring.waiting_s * RATE == 7
+
+
+def test_a_full_ring_loses_the_newest_in_one_hole() -> None:
+    ring = Ring(30)
+    ring.disk_full = True
+    for _ in range(40):
+        assert ring.put(numbered(ring.end, RATE), Patience.WHILE_DISK_TAKES)
+    assert ring.end == 40 * RATE and ring.lost == 10 * RATE and ring.waiting_s == 30
+    ring.release(10 * RATE)
+    assert ring.put(numbered(ring.end, RATE), Patience.NEVER)
+    assert ring.lost == 11 * RATE, "it waits for half the room"
+    ring.release(16 * RATE)
+    ring.put(numbered(ring.end, RATE), Patience.NEVER)
+    assert taken(ring) == [(16 * RATE, 30 * RATE, ""), (30 * RATE, 41 * RATE, "disk full"), (41 * RATE, 42 * RATE, "")]
+
+
+def test_a_closed_ring_lets_nobody_wait() -> None:
+    ring = Ring(30)
+    ring.put(bytes(30 * RATE * 2), Patience.ALWAYS)
+    ring.close()
+    assert not ring.put(bytes(2), Patience.ALWAYS)
+
+
+def anchor(sample: int, boot_s: float, wall_s: float = 1000.0, boot: str = "b") -> Anchor:
+    return Anchor(sample=sample, wall_ns=int(wall_s * NS), boot_ns=int(boot_s * NS), boot_id=boot)
+
+
+def test_time_is_told_by_the_boot_clock_within_a_boot_and_by_the_wall_clock_across() -> None:
+    assert elapsed_ns(anchor(0, 10, 1000), anchor(0, 12, 5000)) == 2 * NS
+    assert elapsed_ns(anchor(0, 10, 1000), anchor(0, 1, 1007, boot="c")) == 7 * NS
+    assert elapsed_ns(anchor(0, 10, 1000), anchor(0, 1, 900, boot="c")) == 0, "a clock set back"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(intake_module, "boot_ns", lambda: int(now[0] * NS))
+    return now
+
+
+def test_a_resumed_microphone_jumps_by_the_time_passed(clock: list[float]) -> None:
+    ring = Ring(30)
+    intake = Intake(ring)
+    last = anchor(5 * RATE, 990.0, boot=backlog.boot_id())
+    intake.resume(7 * RATE, last)  # it wrote two more seconds after its last anchor
+    intake.put(numbered(15 * RATE - 1600, 1600), Patience.NEVER)
+    assert taken(ring) == [(7 * RATE, 15 * RATE - 1600, "capture was down"), (15 * RATE - 1600, 15 * RATE, "")]
+    assert ring.lost == 0, "this process lost nothing"
+
+
+def test_a_resumed_pipe_that_is_ahead_of_the_clock_has_no_hole(clock: list[float]) -> None:
+    ring = Ring(30)
+    intake = Intake(ring)
+    intake.resume(50 * RATE, anchor(0, 990.0, boot=backlog.boot_id()))
+    intake.put(numbered(50 * RATE, 1600), Patience.NEVER)
+    assert taken(ring) == [(50 * RATE, 50 * RATE + 1600, "")]
+
+
+def test_a_device_that_was_away_leaves_a_hole(clock: list[float]) -> None:
+    ring = Ring(30)
+    intake = Intake(ring)
+    intake.resume(0, None)
+    intake.away("device was away")  # before any sample there is nothing to be away from
+    intake.put(numbered(0, 1600), Patience.NEVER)
+    clock[0] += 3.1
+    intake.away("device was away")
+    intake.put(numbered(1600 + 3 * RATE, 1600), Patience.NEVER)
+    assert taken(ring)[1] == (1600, 1600 + 3 * RATE, "device was away")
+    assert ring.lost == 3 * RATE
+
+
+def test_anchors_come_each_minute_and_when_a_live_source_leaves_the_clock(clock: list[float]) -> None:
+    def run(resumable: bool, chunks: int, seconds_each: float) -> list[int]:
+        intake, seen = Intake(Ring(10_000)), list[int]()
+        intake.resumable = resumable
+        for _ in range(chunks):
+            clock[0] += seconds_each
+            intake.put(bytes(2 * RATE), Patience.NEVER)
+            if intake.anchor and (not seen or seen[-1] != intake.anchor.sample):
+                seen.append(intake.anchor.sample)
+        return [s // RATE for s in seen]
+
+    assert run(False, 130, 1.0) == [1, 61, 121]
+    assert run(True, 130, 2.0) == [1, 31, 61, 91, 121], "a file at half pace: each minute of the clock"
+    assert run(False, 8, 1.5) == [1, 4, 7], "a stalling pipe: each time it is a second off"
+
+
+def meta(**changes: object) -> Meta:
+    plain = Meta(stream="s", source="mic", lane="live", origin="o", started_ns=100 * NS, resumable=False)
+    return msgspec.structs.replace(plain, **changes)
+
+
+def test_the_newest_stream_that_fits_goes_on() -> None:
+    def one(sample_s: float, **changes: object) -> Found:
+        return Found(Path("s"), meta(**changes), 0, anchor(0, sample_s), 0)
+
+    now = anchor(0, 1000.0)
+    young, newer, old = one(700), one(800, started_ns=200 * NS), one(300)
+    assert choose_stream([young, newer, old], "o", 0, now, 600) is newer
+    assert choose_stream([old], "o", 0, now, 600) is None
+    assert choose_stream([young], "other", 0, now, 600) is None, "the settings name another device"
+    assert choose_stream([young], "o", 101 * NS, now, 600) is None, "the file changed since"
+    assert choose_stream([one(900, lane="batch")], "o", 0, now, 600) is None
+
+
+def test_age_is_that_of_the_last_write_or_anchor() -> None:
+    found = Found(Path("s"), meta(), 0, anchor(0, 100.0), int(995 * NS))
+    assert age_s(found, anchor(0, 150.0, wall_s=1000)) == 5
+    assert age_s(found._replace(last_write_ns=0), anchor(0, 150.0)) == 50
+
+
+def test_two_streams_begun_in_one_second_have_two_names(folder: Path) -> None:
+    where = Settings(data_dir=str(folder))
+    names = []
+    for _ in range(2):
+        stream = Stream(where, Source(name="mic", kind="stdin"), "o", "live")
+        stream.open(1_795_376_570 * NS, resumable=False).close()
+        names.append(stream.name)
+    assert names == ["mic-20261122T194250Z", "mic-20261122T194251Z"]
+
+
+def beat(journal: str = "j", **positions: int) -> m.Beat:
+    streams = {
+        name: m.StreamBeat(
+            source="x",
+            lane="live",
+            ended=False,
+            audio_head=0,
+            heads={},
+            producers={"transcriber": m.ProducerBeat(n=1, positions={"audio": upto})},
+            lag_s=0,
+            coverage=m.Coverage(),
+        )
+        for name, upto in positions.items()
+    }
+    return m.Beat(protocol=1, journal=journal, head=0, at_ns=0, streams=streams, workers={}, captures={})
+
+
+def test_read_is_what_every_reader_has_passed() -> None:
+    stream = beat(s=500).streams["s"]
+    assert read_upto(stream) == 500
+    slow = stream.producers | {"transcriber.b": m.ProducerBeat(n=1, positions={"audio": 20})}
+    assert read_upto(msgspec.structs.replace(stream, producers=slow)) == 20
+    other = {"translator": m.ProducerBeat(n=1, positions={"audio": 900})}
+    assert read_upto(msgspec.structs.replace(stream, producers=other)) == 0, "a reader that never came has read nothing"
+
+
+@pytest.mark.parametrize(
+    ("read_h", "unread_h", "end", "age_h", "full", "goes"),
+    [
+        (24, 0, 100, 25, False, True),
+        (24, 0, 100, 23, False, False),
+        (24, 0, 100, 0, True, True),
+        (24, 0, 101, 9999, True, False),
+        (0, 0, 100, 9999, True, False),
+        (24, 48, 101, 49, False, True),
+        (24, 48, 101, 47, True, False),
+        (0, 48, 100, 49, False, True),
+    ],
+)
+def test_what_is_due(read_h: float, unread_h: float, end: int, age_h: float, full: bool, goes: bool) -> None:
+    """Read up to sample 100."""
+    limits = RetentionSettings(read_audio_h=read_h, unread_audio_h=unread_h)
+    assert due(Candidate(Path("f"), end, 1e6 - age_h * 3600, 1), 100, 1e6, limits, full) is goes
+
+
+def stream_of(root: Path, name: str, source: str, ended: bool) -> Path:
+    """Three files of 10 samples."""
+    writer = backlog.Writer(root / name, file_samples=10)
+    writer.append(0, numbered(0, 30))
+    writer.close()
+    backlog.write_meta(root / name, meta(stream=name, source=source, ended=ended, end=30 if ended else 0))
+    for _first, path in backlog.audio_files(root / name):
+        os.utime(path, (0, 0))
+    return root / name
+
+
+def kept(folder: Path) -> list[int]:
+    return [first for first, _ in backlog.audio_files(folder)]
+
+
+def test_retention_deletes_ours_and_what_has_ended_and_never_without_a_beat(folder: Path) -> None:
+    ours, theirs = stream_of(folder, "ours", "mic", False), stream_of(folder, "theirs", "b", False)
+    ended = stream_of(folder, "ended", "b", True)
+    retention = Retention(folder, "mic", RetentionSettings(read_audio_h=1))
+    assert retention.sweep(now=10.0) == []
+    retention.hear(beat(ours=30, theirs=30, ended=29), now=10.0)
+    assert retention.sweep(now=15.1) == [], "the beat is too old"
+    assert len(retention.sweep(now=14.9)) == 4
+    assert (kept(ours), kept(theirs), kept(ended)) == ([20], [0, 10, 20], [20])
+    retention.hear(beat(other=1), now=20.0)  # a beat names some streams only: what was read stays read
+    retention.hear(beat(ended=30), now=21.0)
+    assert len(retention.sweep(now=21.0)) == 1
+    assert kept(ended) == [] and backlog.read_meta(ended) and backlog.head(ended) == 30
+
+
+def test_another_journal_has_read_nothing_yet(folder: Path) -> None:
+    ended = stream_of(folder, "ended", "b", True)
+    retention = Retention(folder, "mic", RetentionSettings(read_audio_h=1))
+    retention.hear(beat(ended=30), now=1.0)
+    retention.hear(beat(journal="restored"), now=2.0)
+    assert retention.sweep(now=2.0) == [] and kept(ended) == [0, 10, 20]
+
+
+def test_a_removal_that_was_killed_is_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grave = folder / ".old.removed-77"
+    (grave / "audio").mkdir(parents=True)
+    retention = Retention(folder, "mic", RetentionSettings())
+    retention.hear(beat(), now=1.0)
+    retention.sweep(now=1.0)
+    assert grave.exists(), "somebody may be at it"
+    later = time.time() + 700
+    monkeypatch.setattr(time, "time", lambda: later)
+    retention.sweep(now=1.0)
+    assert not grave.exists()
+
+
+@given(
+    cuts=st.lists(st.integers(1, 5000), max_size=12), rate_hz=st.sampled_from([8000, 16_000, 22_050, 44_100, 48_000])
+)
+@settings(deadline=None, max_examples=60)
+def test_resampling_does_not_depend_on_how_the_sound_was_cut(cuts: list[int], rate_hz: int) -> None:
+    sound = (np.random.default_rng(7).standard_normal((12_000, 2)) * 9000).astype("<i2")
+    resampler, parts, at = Resampler(rate_hz), list[bytes](), 0
+    for cut in cuts:
+        parts.append(resampler.push(sound[at : at + cut]))
+        at = min(at + cut, len(sound))
+    parts += [resampler.push(sound[at:]), resampler.flush()]
+    mono = (sound.astype(np.float32) / np.float32(32768)).mean(axis=1, dtype=np.float32)
+    whole = soxr.resample(mono, rate_hz, RATE, quality="HQ") if rate_hz != RATE else mono
+    assert b"".join(parts) == np.clip(np.rint(whole * 32768), -32768, 32767).astype("<i2").tobytes()
+
+
+def test_a_device_is_chosen_by_number_name_or_default() -> None:
+    found = [Device(0, "HDA Intel", 2, 48_000, False), Device(3, "USB Mic 0", 1, 44_100, True)]
+    assert choose(found, "").number == 3
+    assert choose(found, "intel").number == 0
+    assert choose(found, "3").number == 3
+    for wanted in ("7", "bluetooth"):
+        with pytest.raises(NoDevice, match="HDA Intel, USB Mic 0"):
+            choose(found, wanted)
+    with pytest.raises(NoDevice, match="no input device"):
+        choose([], "")
+
+
+def test_a_file_source_keeps_its_pace_and_does_not_hurry_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, waited = [100.0], list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    intake = Intake(Ring(30))
+
+    def wait(seconds: float) -> bool:
+        waited.append(round(seconds, 3))
+        now[0] += seconds
+        return False
+
+    monkeypatch.setattr(intake, "wait", wait)
+    schedule = _Schedule(2.0)
+    assert schedule.piece_samples == RATE // 5
+    assert schedule.wait(intake, 3200) and schedule.wait(intake, 3200)
+    now[0] += 60  # the disk was full
+    for _ in range(21):
+        assert schedule.wait(intake, 3200)
+    assert waited == [0.1, 0.1, 0.1], "two seconds of its pace in a hurry, then as before"
