@@ -93,15 +93,15 @@ help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
 
 .PHONY: run-all
-run-all: $(DONE)/packages $(DONE)/mic models ## set up what is missing, start everything, print captions; Ctrl-C stops it
+run-all: $(DONE)/packages $(DONE)/mic model-files ## set up what is missing, start everything, print captions; Ctrl-C stops it
 	@exec $(BIN)/swapscribe run-all $(ARGS)
 
 .PHONY: test
-test: $(DONE)/packages $(DONE)/test-packages $(DONE)/mic models test-data ## set up what is missing and run all tests
+test: $(DONE)/packages $(DONE)/test-packages $(DONE)/mic model-files test-data ## set up what is missing and run all tests
 	@exec $(BIN)/python -m pytest $(ARGS)
 
 .PHONY: demo
-demo: $(DONE)/packages models ## play the bundled recording through everything; ends by itself
+demo: $(DONE)/packages model-files ## play the bundled recording through everything; ends by itself
 	@exec $(BIN)/swapscribe demo $(ARGS)
 
 .PHONY: status tail stop
@@ -122,6 +122,10 @@ restart run:
 .PHONY: models
 models: $(DONE)/packages ## fetch and verify the models of the embedded set
 	@exec $(BIN)/swapscribe models fetch
+
+.PHONY: model-files
+model-files: $(DONE)/packages # the same, silent about what is there already
+	@$(BIN)/swapscribe models fetch | sed -u '/: is there (/d'
 
 .PHONY: test-data
 test-data: $(DONE)/packages
