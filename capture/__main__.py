@@ -41,6 +41,7 @@ class SourceThread(threading.Thread):
         super().__init__(name="source", daemon=True)
         self.process, self.source, self.intake, self.writer = process, source, intake, writer
         self.reason = ""
+        self.finished = False
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -49,6 +50,7 @@ class SourceThread(threading.Thread):
         except BaseException as e:
             self.error = e
         finally:
+            self.finished = True
             self.writer.wake()
 
     def _run(self) -> str:
@@ -60,12 +62,12 @@ class SourceThread(threading.Thread):
         stream = Stream(self.process.settings, self.source, found.origin, lane)
         stream.find(content, found.changed_ns())
         self.intake.resume(stream.position, stream.anchor)
-        self.writer.stream = stream
+        self.writer.stream, self.writer.end = stream, stream.position
         if stream.complete:
             self.process.log.info("already complete", stream=stream.name, end=stream.position)
             return ""
         if stream.meta:
-            self.process.log.info("stream goes on", stream=stream.name, at=stream.position)
+            self.process.log.info("stream goes on", stream=stream.name, sample=stream.position)
         return found.run(self.intake)
 
 
@@ -98,7 +100,7 @@ class Capture:
     def run(self) -> int:
         self.writer.start()
         self.feeding.start()
-        while self.writer.is_alive():
+        while not self.writer.finished:
             self.poller.poll(250)
             self._turn(time.monotonic())
         self._turn(time.monotonic())
@@ -125,7 +127,7 @@ class Capture:
             self._stop_since = now
             self.intake.stop()
         late = self._stop_since and now - self._stop_since > SOURCE_STOPS_S
-        if not self._closed_since and (late or not self.feeding.is_alive()):
+        if not self._closed_since and (late or self.feeding.finished):
             self._closed_since = now
             stream = self.writer.stream
             if stream and stream.lane == "live" and not self.feeding.error:

@@ -71,25 +71,26 @@ class File:
         return digest.hexdigest()
 
     def run(self, intake: Intake) -> str:
-        first = True
         while not intake.stopping:
             try:
                 opened = self._open()
                 intake.resumable = opened.declared_s > 0 or not self.is_url
                 intake.state, intake.detail = "ok", ""
-                first = False
                 return self._read(opened, intake)
-            except av.error.FFmpegError as e:
-                if not self.is_url or first:
+            except (av.error.FFmpegError, UserError) as e:
+                # A connection that gave samples once is made again; what never gave any is for a person to look at.
+                if not self.is_url or not intake.position:
                     raise self._unusable(e) from None
-                intake.state, intake.detail = "reconnecting", f"{e.strerror or e}"
+                intake.state, intake.detail = "reconnecting", str(e)
             if not intake.resumable:
                 intake.away("connection lost")
             intake.wait(RETRY_S)
         return ""
 
-    def _unusable(self, error: av.error.FFmpegError) -> UserError:
+    def _unusable(self, error: av.error.FFmpegError | UserError) -> UserError:
         name = self.origin
+        if isinstance(error, UserError):
+            return error
         if isinstance(error, av.error.InvalidDataError):
             return UserError(f"{name}: not an audio or video file, or damaged beyond reading; try another one")
         return UserError(f"{name}: {error.strerror or error}")
@@ -110,7 +111,7 @@ class File:
     def _read(self, opened: Opened, intake: Intake) -> str:
         skip = intake.position if intake.resumable else 0
         schedule = _Schedule(self.pace if intake.resumable else 0.0)
-        decoded = Decoded(opened, self.is_url)
+        decoded = Decoded(opened, self.is_url and intake.resumable)
         # Sound that comes only once cannot wait for a full disk.
         patience = Patience.ALWAYS if intake.resumable else Patience.WHILE_DISK_TAKES
         at = 0
@@ -123,22 +124,25 @@ class File:
                     return ""
         if not at:
             raise UserError(f"{self.origin}: its audio stream holds nothing that can be decoded")
+        if self.is_url and decoded.error:
+            raise decoded.error
         if self.is_url and not intake.resumable:
-            raise av.error.EOFError(0, "the stream ended")
+            raise UserError(f"{self.origin}: the other side ended the stream")
         if self.is_url:
             return "end of input"
         reason = missing(self.path, opened.container.format.name, opened.declared_s, at / SAMPLE_RATE)
-        reason = reason or (f"truncated: {decoded.error}" if decoded.error else "end of file")
+        reason = reason or (f"truncated: {decoded.error.strerror}" if decoded.error else "end of file")
         return f"{reason}; {decoded.damaged} damaged packets" if decoded.damaged else reason
 
 
 class Decoded:
     """All samples of a file as pieces of 16 kHz mono s16le, always the same ones. What was wrong is told at the end."""
 
-    def __init__(self, opened: Opened, is_url: bool = False) -> None:
-        self.opened, self.is_url = opened, is_url
+    def __init__(self, opened: Opened, read_again: bool) -> None:
+        self.opened = opened
+        self.read_again = read_again  # after an error the sound is read again from its beginning
         self.damaged = 0  # packets that could not be decoded
-        self.error = ""  # why the file could not be read to its end
+        self.error: av.error.FFmpegError | None = None  # why it could not be read to its end
 
     def __iter__(self) -> Iterator[bytes]:
         resampler: Any = None
@@ -150,7 +154,8 @@ class Decoded:
                     yield resampler.flush()
                 resampler = Resampler(frame.sample_rate)
             yield resampler.push(_samples(frame))
-        if resampler is not None:
+        # The resampler's tail assumes silence after it: where the sound itself will follow, it would be a wrong sample.
+        if resampler is not None and not (self.error and self.read_again):
             yield resampler.flush()
 
     def _frames(self) -> Iterator[Any]:
@@ -159,9 +164,7 @@ class Decoded:
             try:
                 packet = next(packets, None)
             except av.error.FFmpegError as e:
-                if self.is_url:  # the connection broke: it is made again
-                    raise
-                self.error = str(e.strerror or e)
+                self.error = e
                 return
             if packet is None:
                 return

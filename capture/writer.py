@@ -36,7 +36,8 @@ class WriterThread(threading.Thread):
         self.give_up = False  # stopping with a full disk: do not wait for space any longer
         self.end = 0
         self.detail = ""
-        self.done = False
+        self.done = False  # all is written
+        self.finished = False  # with or without an error
         self.error: BaseException | None = None
         self._backlog: backlog.Writer | None = None
         self._full_since = 0.0
@@ -49,6 +50,7 @@ class WriterThread(threading.Thread):
             self.error = e
             self.ring.close()  # nobody takes samples any more: the source must not wait
         finally:
+            self.finished = True
             self.wake()
 
     def _turn(self) -> bool:
@@ -96,7 +98,9 @@ class WriterThread(threading.Thread):
                     else:
                         self._backlog.hole(run.end, run.reason)
                         seconds = round(backlog.seconds(run.end - run.start), 3)
-                        self.log.warning("hole", stream=self.stream.name, at=run.start, s=seconds, reason=run.reason)
+                        self.log.warning(
+                            "hole", stream=self.stream.name, sample=run.start, s=seconds, reason=run.reason
+                        )
                 finally:
                     self.ring.release(self._backlog.end)
                 run = self.ring.first()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import random
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -197,26 +198,89 @@ def test_a_stream_removed_under_a_live_source_is_noticed(capturing: Capturing) -
     assert "stream was removed" in process.output()
 
 
-@pytest.fixture
-def web(folder: Path) -> Iterator[str]:
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+@contextlib.contextmanager
+def serving(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A web server of our own; gives its address."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
-def test_a_url_is_read_at_its_pace(capturing: Capturing, folder: Path, web: str) -> None:
+def test_a_url_is_read_at_its_pace(capturing: Capturing, folder: Path) -> None:
     encode(folder / "a.mp3", "libmp3lame", 44_100, 2, seconds=20)
-    capturing.configure(Source(name="u", kind="file", path=f"{web}/a.mp3", pace="20"))
-    assert capturing.start("u").wait() == 0
+    with serving(partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))) as address:
+        capturing.configure(Source(name="u", kind="file", path=f"{address}/a.mp3", pace="20"))
+        assert capturing.start("u").wait() == 0
     stream = capturing.stream()
     assert audio_of(stream) == offline(folder / "a.mp3")
     meta = capturing.meta(stream)
     assert (meta.lane, meta.resumable, meta.end_reason) == ("live", True, "end of input")
+
+
+class Radio(http.server.BaseHTTPRequestHandler):
+    """A station that breaks the connection after 5 s of sound; it has no length and no end."""
+
+    sound = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "audio/aac")
+        self.end_headers()
+        self.wfile.write(self.sound)
+
+    def log_message(self, *_message: object) -> None:
+        pass
+
+
+def test_a_broken_radio_connection_is_made_again_and_leaves_a_hole(capturing: Capturing, folder: Path) -> None:
+    encode(folder / "a.aac", "aac", 44_100, 2, seconds=5)
+    Radio.sound = (folder / "a.aac").read_bytes()
+    with serving(Radio) as address:
+        capturing.configure(Source(name="u", kind="file", path=f"{address}/radio"))
+        process, bells = capturing.start("u"), Bells(capturing.settings, "u")
+        bells.until(lambda b: b.state == "reconnecting" and b.end > 4 * RATE)
+        stream = capturing.stream()
+        wait_for(lambda: backlog.head(stream) > 12 * RATE, what="two more connections")
+        bells.close()
+        assert process.stop() == 0
+    meta, want = capturing.meta(stream), offline(folder / "a.aac")
+    assert (meta.resumable, meta.end_reason, meta.lane) == (False, "stopped", "live")
+    assert {h.reason for h in backlog.holes(stream)} == {"connection lost"}
+    first = backlog.holes(stream)[0]
+    assert backlog.Reader(stream).read(0, first.start).pcm == want
+    assert backlog.Reader(stream).read(first.end, 5 * RATE).pcm[:1000] == want[:1000], "then the station's beginning"
+
+
+class BreaksTwice(Radio):
+    """A web server that breaks the connection at 40 % of the file, then at 80 %, then serves it."""
+
+    share = (0.4, 0.8, 1.0)
+    asked = 0
+
+    def do_GET(self) -> None:
+        part = self.sound[: int(len(self.sound) * self.share[min(type(self).asked, 2)])]
+        type(self).asked += 1
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.sound)))
+        self.end_headers()
+        self.wfile.write(part)
+
+
+def test_a_broken_download_goes_on_at_its_sample(capturing: Capturing, folder: Path) -> None:
+    encode(folder / "a.flac", "flac", 44_100, 2, seconds=10)
+    BreaksTwice.sound, BreaksTwice.asked = (folder / "a.flac").read_bytes(), 0
+    with serving(BreaksTwice) as address:
+        capturing.configure(Source(name="u", kind="file", path=f"{address}/a.flac", pace="20"))
+        assert capturing.start("u").wait() == 0
+    assert BreaksTwice.asked == 3
+    assert audio_of(capturing.stream()) == offline(folder / "a.flac")
+    assert capturing.meta(capturing.stream()).end_reason == "end of input"
 
 
 MICROPHONE = "standin_pyaudio.py"
