@@ -128,7 +128,7 @@ model-files: $(DONE)/packages # the same, silent about what is there already
 	@$(BIN)/swapscribe models fetch | sed -u '/: is there (/d'
 
 .PHONY: test-data
-test-data: $(DONE)/packages
+test-data: $(DONE)/test-packages
 	@exec $(BIN)/python -m tests.speech
 
 .PHONY: mic
