@@ -1,4 +1,4 @@
-"""Are captions flowing? Pure: beats and process states in, reasons out; the viewer asks and shows.
+"""Are captions flowing? Pure: beats and process states in, reasons and metrics out; the viewer asks and shows.
 
 Green is not the absence of news: a feed unheard, audio that stands still and captions that come late each have a line.
 Without a stream to caption there is nothing to complain of: `idle`.
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import msgspec
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from common import messages as m
 from common.settings import Settings, lane
@@ -29,10 +32,12 @@ class Health:
 
     def take(self, beat: m.Beat, now: float) -> None:
         same = self.beat is None or self.beat.journal == beat.journal
-        self.beat, self.heard_s, self.streams = beat, now, (self.streams if same else {}) | beat.streams
         for name, s in beat.streams.items():
             if self.moved.get(name, (-1, 0.0))[0] != s.audio_head:
                 self.moved[name] = (s.audio_head, now)
+        # Replaced, not changed: the server's thread may be reading them.
+        self.streams = (self.streams if same else {}) | beat.streams
+        self.beat, self.heard_s = beat, now
 
     def heard(self, now: float) -> bool:
         return self.beat is not None and now - self.heard_s <= UNHEARD_S
@@ -73,3 +78,19 @@ class Health:
         state = "red" if reasons else "ok" if self.unfinished() else "idle"
         streams = recent | self.unfinished()
         return {"state": state, "reasons": reasons, "streams": streams, "processes": self.processes(alive)}
+
+    def metrics(self, alive: Mapping[str, bool]) -> Iterator[Metric]:
+        lag = GaugeMetricFamily("swapscribe_lag_seconds", "How late captions are", labels=["stream"])
+        share = GaugeMetricFamily("swapscribe_coverage_samples", "Samples by class", labels=["stream", "class"])
+        appends = CounterMetricFamily("swapscribe_appends", "Appends", labels=["producer", "stream"])
+        up = GaugeMetricFamily("swapscribe_process_up", "1 while the process runs", labels=["process"])
+        head = GaugeMetricFamily("swapscribe_seq_head", "Newest event", value=self.beat.head if self.beat else 0)
+        for name, s in self.streams.items():
+            lag.add_metric([name], s.lag_s)
+            for klass, samples in msgspec.structs.asdict(s.coverage).items():
+                share.add_metric([name, klass], samples)
+            for producer, place in s.producers.items():
+                appends.add_metric([producer, name], place.n)
+        for name, yes in alive.items():
+            up.add_metric([name], yes)
+        yield from (lag, share, appends, up, head)

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 import uvicorn
-from prometheus_client import CollectorRegistry, core, generate_latest
+from prometheus_client import CollectorRegistry, Metric, generate_latest
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -42,9 +42,8 @@ class Viewer:
 
     def follow(self) -> None:
         sub = wire.subscriber([wire.ipc(self.p.settings, "pub")], ["beat", *(f"event.{k}" for k in SHOWN)])
-        poller = wire.poller(sub)
         while not self.p.stopping:
-            if poller.poll(200) and (frames := wire.receive(sub)):
+            if sub.poll(200) and (frames := wire.receive(sub)):
                 if frames[0] == b"beat":
                     try:
                         self.health.take(msgspec.msgpack.decode(frames[-1], type=m.Beat), time.monotonic())
@@ -58,22 +57,8 @@ class Viewer:
     def status(self) -> dict[str, Any]:
         return self.health.status(self.alive(), time.monotonic())
 
-    def collect(self) -> Iterator[core.Metric]:
-        """/metrics, asked by prometheus_client."""
-        lag = core.GaugeMetricFamily("swapscribe_lag_seconds", "How late captions are", labels=["stream"])
-        share = core.GaugeMetricFamily("swapscribe_coverage_samples", "Samples by class", labels=["stream", "class"])
-        appends = core.CounterMetricFamily("swapscribe_appends", "Appends", labels=["producer", "stream"])
-        up = core.GaugeMetricFamily("swapscribe_process_up", "1 while it runs", labels=["process"])
-        for name, s in self.health.streams.items():
-            lag.add_metric([name], s.lag_s)
-            for klass, samples in msgspec.structs.asdict(s.coverage).items():
-                share.add_metric([name, klass], samples)
-            for producer, place in s.producers.items():
-                appends.add_metric([producer, name], place.n)
-        for name, alive in self.alive().items():
-            up.add_metric([name], alive)
-        head = self.health.beat.head if self.health.beat else 0
-        yield from (lag, share, appends, up, core.GaugeMetricFamily("swapscribe_seq_head", "Newest seq", value=head))
+    def collect(self) -> Iterator[Metric]:  # asked by prometheus_client
+        return self.health.metrics(self.alive())
 
     async def events(self, after: int | None) -> AsyncIterator[str]:
         """The status each second, and every shown event after seq `after` once, in order."""
@@ -94,8 +79,7 @@ class Viewer:
                         after, journal = None, ""
                         yield "event: reset\ndata: {}\n\n"  # another journal stands there now
                     else:
-                        for row in self.rows(page.events):
-                            yield f"id: {row['seq']}\ndata: {msgspec.json.encode(row).decode()}\n\n"
+                        yield "".join(self.rows(page.events))
                         after, journal = page.upto, page.journal
                         if page.upto < page.head:
                             continue
@@ -104,7 +88,7 @@ class Viewer:
         finally:
             feed.close()
 
-    def rows(self, events: tuple[m.Event, ...]) -> Iterator[dict[str, Any]]:
+    def rows(self, events: tuple[m.Event, ...]) -> Iterator[str]:
         """Events as the page wants them, with the wall clock (ms) of their first sample where the backlog knows it."""
         anchors = {stream: backlog.anchors(self.p.settings.streams / stream) for stream in {e.stream for e in events}}
         for e in events:
@@ -112,7 +96,8 @@ class Viewer:
             row |= {"seq": e.seq, "stream": e.stream, "kind": e.kind, "words": None}
             first = row.get("span", (0, 0))[0]
             near = next((a for a in reversed(anchors[e.stream]) if a.sample <= first), None)
-            yield row | {"clock_ms": near and near.wall_ns // 1_000_000 + (first - near.sample) // 16}
+            row["clock_ms"] = near and near.wall_ns // 1_000_000 + (first - near.sample) // 16
+            yield f"id: {e.seq}\ndata: {msgspec.json.encode(row).decode()}\n\n"
 
 
 def app(viewer: Viewer, host: str, token: str) -> Starlette:
@@ -127,9 +112,8 @@ def app(viewer: Viewer, host: str, token: str) -> Starlette:
             return Response("not the name of this page\n", 421)  # DNS rebinding: a stranger's page asks
         if request.url.path == "/events":
             last = request.headers.get("last-event-id", "")
-            return StreamingResponse(
-                viewer.events(int(last) if last.isdecimal() else None), 200, None, "text/event-stream"
-            )
+            stream = viewer.events(int(last) if last.isdecimal() and len(last) < 19 else None)
+            return StreamingResponse(stream, media_type="text/event-stream")
         if request.url.path == "/healthz":
             status = viewer.status()
             return JSONResponse({k: status[k] for k in ("state", "reasons")}, 503 if status["reasons"] else 200)
@@ -150,8 +134,9 @@ def run(p: process.Process) -> None:
     except (OSError, OverflowError, ValueError) as e:
         raise UserError(f"cannot listen on {host}:{v.port}: {e}; set viewer.host, viewer.port") from None
     viewer = Viewer(p)
-    options: dict[str, Any] = {"log_config": None, "log_level": "warning", "lifespan": "off", "timeout_graceful_shutdown": 1}
-    server = uvicorn.Server(uvicorn.Config(app(viewer, host, v.token), **options))
+    config = uvicorn.Config(app(viewer, host, v.token), log_config=None, log_level="warning", lifespan="off")
+    config.timeout_graceful_shutdown = 1
+    server = uvicorn.Server(config)
     threads = [threading.Thread(target=f, daemon=True) for f in (viewer.follow, lambda: server.run([sock]))]
     for t in threads:
         t.start()
