@@ -69,7 +69,7 @@ install() { # what it is, for people; then pip's arguments
   printf '\n== %s %s\n' "$$(date)" "$$what" >>$(DONE)/log
   heal
   if ! $(BIN)/python -m pip install --progress-bar raw -c constraints.txt "$$@" 2>&1 | calm; then
-    say "$$what: failed: $$(grep -a ERROR $(DONE)/log | tail -n 1 | cut -c -200). All of it: $(DONE)/log. The same command goes on from here."
+    say "$$what: $$(grep -a ERROR: $(DONE)/log | tail -n 1 | cut -c -200) (details: $(DONE)/log; the same command goes on from here)"
     exit 1
   fi
 }
@@ -167,11 +167,13 @@ $(DONE)/place:
 	fi
 	say "Python environment in .venv (Python $$("$$python" -c 'import platform; print(platform.python_version())'))"
 	clear=
-	[ ! -e $@ ] || clear=--clear  # it was made in another folder
+	which() { "$$1" -c 'import sys; print(sys.base_prefix, *sys.version_info)' 2>/dev/null || echo none; }
+	# One that is there without a stamp was interrupted, and is gone on with; if another Python made it, it is no use.
+	if [ -e $@ ] || { [ -e .venv ] && [ "$$(which $(BIN)/python)" != "$$(which "$$python")" ]; }; then clear=--clear; fi
 	"$$python" -m venv $$clear .venv && $(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear .venv
 	mkdir -p $(DONE)
 	heal
-	$(BIN)/python -m pip install -q -c constraints.txt pip >>$(DONE)/log 2>&1 || { say "no package index can be reached: $$(grep -a ERROR $(DONE)/log | tail -n 1 | cut -c -200)"; exit 1; }
+	$(BIN)/python -m pip install -q -c constraints.txt pip >>$(DONE)/log 2>&1 || { say "pip cannot get even itself from a package index: is there a network? Details: $(DONE)/log"; exit 1; }
 	printf '%s\n' "$(CURDIR)" >$@
 
 $(DONE)/packages: $(DONE)/place pyproject.toml constraints.txt
