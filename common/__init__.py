@@ -1,1 +1,1 @@
-"""What every Swapscribe process shares: the table of processes, messages, wire, settings, backlog reader, feed client."""
+"""What every Swapscribe process shares: the table, messages, wire, settings, backlog, feed client, launcher, CLI."""

@@ -47,7 +47,9 @@ class Follower:
         key = (e.stream, e.kind)
         if self._last.get(key, 0) >= e.seq:
             return []
-        in_order = e.seq == self.upto + 1 if self.kinds is None else self._last.get(key, 0) == e.prev or e.prev <= self.upto
+        in_order = (
+            e.seq == self.upto + 1 if self.kinds is None else self._last.get(key, 0) == e.prev or e.prev <= self.upto
+        )
         if in_order:
             return self._deliver(e) + self._flush()
         if len(self._ahead) < AHEAD:

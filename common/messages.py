@@ -8,7 +8,7 @@ holds the two together. A position of audio is a sample number (16 kHz) since it
 from __future__ import annotations
 
 import hashlib
-from typing import Any, ClassVar, get_args
+from typing import Any, get_args
 
 import msgspec
 
@@ -34,8 +34,6 @@ class Word(Struct, frozen=True, kw_only=True):
 
 class Body(Struct, frozen=True, kw_only=True, tag_field="type"):
     """Base of event bodies; the tag is the event's kind and the end of its topic `event.<kind>`."""
-
-    kind: ClassVar[str]
 
 
 class StreamStarted(Body, frozen=True, kw_only=True, tag="stream_started"):
@@ -201,10 +199,10 @@ class Event(Struct, frozen=True, kw_only=True):
 
     def decode(self) -> EventBody | None:
         """The body, or None for a tombstone or a kind this version does not know."""
-        cls = BODIES.get(self.kind)
-        if self.purged or cls is None:
+        if self.purged or self.kind not in BODIES:
             return None
-        return msgspec.msgpack.decode(self.body, type=cls)  # type: ignore[no-any-return]
+        body: EventBody = _body.decode(self.body)
+        return body
 
     def canonical(self) -> bytes:
         """One line that two holders of the same event agree on, byte for byte."""
@@ -239,7 +237,7 @@ class Append(Request, frozen=True, kw_only=True, tag="append"):
 
 
 class At(Struct, frozen=True, kw_only=True, tag_field="type", tag="at"):
-    """Where a producer stands: answer to every Append that was not refused, whether it was new, resent or in conflict."""
+    """Where a producer stands: the answer to every Append not refused, whether new, resent or in conflict."""
 
     n: int
     positions: dict[str, int]
@@ -267,7 +265,7 @@ class Purge(Request, frozen=True, kw_only=True, tag="purge"):
 
 
 class Hypothesis(Request, frozen=True, kw_only=True, tag="hypothesis"):
-    """Text of an utterance that may still change: `stable` will not, `unstable` may. Never journaled, never answered."""
+    """Text of an utterance so far: `stable` will not change, `unstable` may. Never journaled, never answered."""
 
     stream: str
     segment: str
@@ -309,7 +307,7 @@ class Replay(Request, frozen=True, kw_only=True, tag="replay"):
 
 
 class Page(Struct, frozen=True, kw_only=True, tag_field="type", tag="page"):
-    """Answer to Replay. Every matching event with seq in (after, upto] is in it; ask again from `upto` until it is `head`.
+    """Answer to Replay: every matching event with seq in (after, upto]; ask again from `upto` until it is `head`.
 
     `first` is the oldest seq the journal still has: `first > after + 1` tells a truncated history.
     """
@@ -366,7 +364,10 @@ class StreamBeat(Struct, frozen=True, kw_only=True):
 
 
 class Beat(Struct, frozen=True, kw_only=True, tag_field="type", tag="beat"):
-    """Each second: what a complete subscriber knows by now. Names live streams, those changed in 60 s, and a few others in turn."""
+    """Each second: what a complete subscriber knows by now.
+
+    Names the streams that are live or changed in the last 60 s, and a few of the others in turn.
+    """
 
     protocol: int
     journal: str
@@ -392,7 +393,8 @@ Answer = At | Refused | Done | Page | Hash
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
-_answer = msgspec.msgpack.Decoder(Answer)
+_answer: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+_body: msgspec.msgpack.Decoder[EventBody] = msgspec.msgpack.Decoder(EventBody)
 
 
 def decode_answer(data: bytes) -> Answer:

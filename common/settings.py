@@ -60,9 +60,9 @@ class TranscriberSettings(Section, frozen=True, kw_only=True):
     language: str = "auto"  # auto, or a code such as "pt"
     threads: int = 1
     vad_threshold: float = 0.5  # speech begins above it and ends below it minus 0.15
-    pre_roll_ms: int = 400
+    pre_roll_ms: int = 300
     end_silence_ms: int = 500
-    post_roll_ms: int = 200  # kept after the last speech frame
+    post_roll_ms: int = 300  # kept after the last speech frame
     min_speech_ms: int = 96
     max_utterance_s: float = 15.0
     silence_run_s: float = 5.0
@@ -70,6 +70,7 @@ class TranscriberSettings(Section, frozen=True, kw_only=True):
     no_speech_threshold: float = 0.6
     logprob_threshold: float = -1.0
     compression_ratio_threshold: float = 2.4
+    first_prompt: str = "The following is a speech."  # English context for an utterance that has none of its own
     prompt_within_s: float = 30.0  # the previous utterance's text is context if it ended no longer ago
 
 
@@ -190,7 +191,9 @@ def _check(s: Settings) -> None:
     for i, src in enumerate(s.source):
         where = f"settings: source[{i}]"
         if not _NAME.fullmatch(src.name):
-            raise UserError(f"{where}.name: {src.name!r} must be 1 to 32 of a-z 0-9 _ . - and begin with a letter or digit")
+            raise UserError(
+                f"{where}.name: {src.name!r} must be 1 to 32 of a-z 0-9 _ . - and begin with a letter or digit"
+            )
         if src.name in seen:
             raise UserError(f"{where}.name: {src.name!r} is used twice")
         seen.add(src.name)
@@ -212,7 +215,7 @@ def _check(s: Settings) -> None:
         if value < low:
             raise UserError(f"settings: {name}: {value} is below the least allowed, {low}")
     if s.transcriber.max_utterance_s > 25:
-        raise UserError(f"settings: transcriber.max_utterance_s: {s.transcriber.max_utterance_s} is over 25 (Whisper hears 30 s at once)")
+        raise UserError(f"settings: transcriber.max_utterance_s: {s.transcriber.max_utterance_s} is over 25")
     if not 0.2 <= s.transcriber.vad_threshold <= 0.95:
         raise UserError(f"settings: transcriber.vad_threshold: {s.transcriber.vad_threshold} is not within 0.2 to 0.95")
 
@@ -228,7 +231,9 @@ def pace(source: Source) -> float:
     except ValueError:
         factor = -1.0
     if not 0.01 <= factor <= 1000:
-        raise UserError(f"settings: source {source.name}: pace {source.pace!r} is not realtime, max or a factor such as 4")
+        raise UserError(
+            f"settings: source {source.name}: pace {source.pace!r} is not realtime, max or a factor such as 4"
+        )
     return factor
 
 

@@ -195,7 +195,7 @@ class Curve:
     def serve(self, pub_tcp: str, replay_tcp: str) -> tuple[Any, list[zmq.Socket[bytes]], list[zmq.Socket[bytes]]]:
         """Bind PUB and ROUTER sockets at these TCP addresses (empty: none), with CURVE.
 
-        Returns (authenticator to keep alive, PUBs, ROUTERs). They are sockets of their own: CURVE covers a whole socket.
+        Returns (authenticator to keep alive, PUBs, ROUTERs): sockets of their own, for CURVE covers a whole socket.
         """
         from zmq.auth.thread import ThreadAuthenticator
 
@@ -214,7 +214,8 @@ class Curve:
         auth = ThreadAuthenticator(context())
         auth.start()
         auth.configure_curve_callback(domain="*", credentials_provider=Known())
-        pubs, routers = [], []
+        pubs: list[zmq.Socket[bytes]] = []
+        routers: list[zmq.Socket[bytes]] = []
         for address, kind, made in ((pub_tcp, zmq.PUB, pubs), (replay_tcp, zmq.ROUTER, routers)):
             if address:
                 socket = _socket(kind)

@@ -22,13 +22,11 @@ from common import messages as m
 from common.feed_client import Appender, FeedClient, replay
 from common.process import Process
 from common.topology import doorbell
+from workers.poison import Attempt, Poison
 
 LOOK_EVERY_S = 0.5  # for new streams and audio, should a doorbell be lost
 STATUS_EVERY_S = 1.0
 BATCH_EVERY_S = 30.0  # a batch stream gets one step at least this often, however busy the live ones are
-MAX_FAILURES = 3
-MAX_KILLS = 10  # SIGKILL of unknown origin: the kernel's memory killer looks like this, so be patient
-CRASHES = ("signal 11", "signal 6", "signal 7", "signal 4")  # SEGV, ABRT, BUS, ILL
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,64 +92,6 @@ class Worker(ABC):
     @abstractmethod
     def again(self, model: Any, stream: str, gap: m.Gap, pcm: bytes) -> m.Body:
         """The event that supersedes a retryable gap."""
-
-
-class Attempt(msgspec.Struct, kw_only=True):
-    """RUN/<worker>.attempt: what was being inferred, and how often that ended badly. Outlives the process."""
-
-    stream: str = ""
-    position: int = -1
-    failures: int = 0
-    kills: int = 0
-    open: bool = False
-
-
-class Poison:
-    """Counts bad ends of one step over restarts. Orders (TERM, recorded kills) and lack of memory never count."""
-
-    def __init__(self, run: Path, name: str) -> None:
-        self._path, self._exit = run / f"{name}.attempt", run / f"{name}.exit"
-        self.attempt = Attempt()
-        try:
-            self.attempt = msgspec.json.decode(self._path.read_bytes(), type=Attempt)
-        except (OSError, msgspec.MsgspecError):
-            return
-        if self.attempt.open:
-            self._judge()
-            self.attempt.open = False
-
-    def _judge(self) -> None:
-        try:
-            last: dict[str, Any] = msgspec.json.decode(self._exit.read_bytes())
-        except (OSError, msgspec.MsgspecError):
-            return
-        if last.get("ours"):
-            return
-        if last.get("cause") in CRASHES:
-            self.attempt.failures += 1
-        elif last.get("cause") == "signal 9":
-            self.attempt.kills += 1
-
-    def begin(self, stream: str, position: int) -> bool:
-        """Note that a step begins; False when it has failed too often to be tried again."""
-        if (self.attempt.stream, self.attempt.position) != (stream, position):
-            self.attempt = Attempt(stream=stream, position=position)
-        if self.attempt.failures >= MAX_FAILURES or self.attempt.kills >= MAX_KILLS:
-            return False
-        self.attempt.open = True
-        self._write()
-        return True
-
-    def failed(self, counts: bool) -> None:
-        self.attempt.failures += counts
-        self.attempt.open = False
-        self._write()
-
-    def _write(self) -> None:
-        try:
-            backlog.replace_file(self._path, msgspec.json.encode(self.attempt), durable=False)
-        except OSError:
-            pass  # disk full: the count is lost, the work is not
 
 
 class Runner:
@@ -358,9 +298,7 @@ class Runner:
             for name, s in list(self.sessions.items()):
                 head = s.meta.end if s.meta.ended else backlog.head(s.folder)
                 lags[name] = round(max(0.0, backlog.seconds(head - s.reached)), 3)
-            appender.tell(
-                m.WorkerStatus(worker=self.worker.name, pid=os.getpid(), phase=self.phase, lag_s=lags)
-            )
+            appender.tell(m.WorkerStatus(worker=self.worker.name, pid=os.getpid(), phase=self.phase, lag_s=lags))
             time.sleep(STATUS_EVERY_S)
 
 

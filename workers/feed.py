@@ -215,10 +215,10 @@ class Feed:
             events = self.journal.purge(stream)
         except OSError as e:
             return m.Refused(reason=str(e), retry_after_s=1.0)
-        for e in events:
-            self._publish(f"event.{e.kind}", m.encode(e))
+        for event in events:
+            self._publish(f"event.{event.kind}", m.encode(event))
         self._changed[stream] = time.monotonic()
-        runs = [run for e in events for run in msgspec.msgpack.decode(e.body, type=m.Purged).seqs]
+        runs = [run for event in events for run in msgspec.msgpack.decode(event.body, type=m.Purged).seqs]
         count = sum(b - a + 1 for a, b in runs)
         self.log.info("purged", stream=stream, events=count)
         return m.Done(detail=f"{count} events purged")
@@ -269,9 +269,8 @@ class Feed:
     def _stream(self, stream: str, producers: dict[str, m.ProducerBeat]) -> m.StreamBeat:
         meta = self._metas.get(stream)
         at = producers[COVERAGE_PRODUCER].positions.get("audio", 0) if COVERAGE_PRODUCER in producers else 0
-        if meta is None:  # purged, or known from the journal only
-            head = at
-        else:
+        head = at  # purged, or known from the journal only
+        if meta is not None:
             head = meta.end if meta.ended else backlog.head(self.settings.streams / stream)
         lag_s = max(0.0, backlog.seconds(head - at))
         status = self._workers.get(COVERAGE_PRODUCER)

@@ -51,7 +51,15 @@ COLUMNS = "seq, prev, stream, kind, producer, n, at_ns, body"
 ROWS_LOOKED_AT = 5_000  # bound of one page's work when few events match
 PURGE_RUNS = 10_000  # runs of seqs in one Purged event
 _positions = msgspec.msgpack.Decoder(dict[str, int])
-_tag = msgspec.msgpack.Decoder(msgspec.defstruct("Tag", [("type", str)]))
+
+
+class _Tag(msgspec.Struct):
+    """The part of an event body that tells its kind."""
+
+    type: str
+
+
+_tag = msgspec.msgpack.Decoder(_Tag)
 
 
 def connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
@@ -185,7 +193,7 @@ class Journal:
         coverage.add(self.sums.setdefault(stream, {}), tile, replaced)
 
     def purge(self, stream: str) -> list[Event]:
-        """Overwrite the bodies of all events of `stream`; returns the Purged events. Raises OSError when the disk is full."""
+        """Overwrite the bodies of all events of `stream`; returns the Purged events. OSError when the disk is full."""
         rows = self._db.execute(
             "SELECT seq FROM events WHERE stream = ? AND body IS NOT NULL AND kind != 'purged' ORDER BY seq", (stream,)
         ).fetchall()
@@ -221,7 +229,7 @@ class Journal:
             self._abandon()
             raise OSError(self._why(e)) from e
         self._load()
-        # Old copies of the overwritten pages lie in the WAL until it is cut; readers may delay that, the next purge retries.
+        # Old copies of the overwritten pages lie in the WAL until it is cut; a reader may delay that to the next one.
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return events
 
@@ -263,15 +271,15 @@ class Reader:
             if ask.stream is not None:
                 where, values = "stream = ? AND seq > ?", [ask.stream, ask.after]  # type: ignore[list-item]
             events: list[Event] = []
-            size, upto, looked = 0, head, 0
-            for row in self._db.execute(f"SELECT {COLUMNS} FROM events WHERE {where} ORDER BY seq", values):
+            size, upto = 0, head
+            rows = self._db.execute(f"SELECT {COLUMNS} FROM events WHERE {where} ORDER BY seq", values)
+            for looked, row in enumerate(rows, 1):
                 if ask.kinds is None or row[3] in ask.kinds:
                     size += len(row[7] or b"") + len(row[2]) + len(row[3]) + len(row[4]) + 120  # 120: field names, ints
                     if events and size > PAGE_BYTES:
                         upto = events[-1].seq
                         break
                     events.append(_event(row))
-                looked += 1
                 if looked >= ROWS_LOOKED_AT or len(events) >= max(1, ask.limit):
                     upto = row[0]
                     break

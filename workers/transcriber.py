@@ -1,6 +1,6 @@
-"""The transcriber: audio of the backlog in, final text with word times out (and Silence, Suppressed, Gap: every sample).
+"""The transcriber: audio of the backlog in, final text with word times out; every sample gets its class.
 
-Scan: Silero VAD cuts utterances. Infer: openai-whisper decodes one utterance in one 30-s window. A final is a pure
+Scan: `utterances` cuts with Silero VAD. Infer: openai-whisper decodes one utterance in one window. A final is a pure
 function of samples, settings and the state that travels with the position (VAD state and the words before, which are
 the decoder's prompt), so a restart after a kill writes exactly what would have been written.
 """
@@ -19,138 +19,14 @@ from common import messages as m
 from common.process import Process, arguments, main
 from common.settings import Settings, TranscriberSettings, UserError
 from workers._torch import set_up
-from workers.base import Runner, Session, Step, Work, Worker
-from workers.vad import FRAME, Cut, Floats, Rules, Segmenter, Vad
+from workers.base import Runner, Step, Work, Worker
+from workers.utterances import State, Utterances, unpack
+from workers.vad import Floats, Rules, Vad
 
-SCAN_SAMPLES = 30 * m.SAMPLE_RATE  # audio looked at before others get their turn
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # fallback of Radford et al. 2022, section 4.5
 PROMPT_TOKENS = 100
 PROMPT_TEMPERATURE = 0.5  # text decoded hotter than this is no context for what follows
 EDGE_SAMPLES = m.SAMPLE_RATE // 10  # words may reach this far beyond what the VAD calls voice
-
-
-class State(msgspec.Struct, frozen=True, kw_only=True):
-    """What travels with the audio position: the VAD's recurrent state and the text before."""
-
-    vad: bytes = b""
-    prompt: tuple[int, ...] = ()
-    prompt_end: int = 0
-
-
-_state = msgspec.msgpack.Decoder(State)
-
-
-def unpack(state: bytes) -> State:
-    return _state.decode(state) if state else State()
-
-
-class Ear(Session):
-    """Scans one stream: voice activity from the journal's position on, cut into work."""
-
-    def __init__(self, folder: Path, meta: backlog.Meta, at: m.At, vad: Vad, rules: Rules) -> None:
-        super().__init__(folder, meta, at)
-        self._reader = backlog.Reader(folder)
-        self._vad, self._rules = vad, rules
-        self._begin(at)
-
-    def _begin(self, at: m.At) -> None:
-        """Start over at the place of `at`: nothing heard beyond it."""
-        self.at = at
-        self.position = at.positions.get("audio", 0)
-        saved = unpack(at.state).vad
-        self._states = [np.frombuffer(saved, np.float32) if saved else self._vad.start()]  # before frame 0, 1, 2, ...
-        self._pcm = bytearray()  # s16le from `position` on
-        self._segmenter = Segmenter(self._rules)
-        self._cut: Cut | None = None
-        self._final = 0  # a hole or the end of the stream stands at this sample; 0: not in sight
-
-    @property
-    def _heard(self) -> int:
-        return self.position + len(self._pcm) // backlog.BYTES
-
-    @property
-    def reached(self) -> int:
-        # A cut that waits is a complete utterance nobody has processed: the lag is its age.
-        return self.position + self._cut.end * FRAME if self._cut else self._heard
-
-    def scan(self) -> Step | Work | None:
-        budget = SCAN_SAMPLES
-        while self._cut is None:
-            if len(self._segmenter.probs) < len(self._pcm) // (FRAME * backlog.BYTES):
-                self._frame()
-                continue
-            if self._final:
-                return self._finish()
-            if budget <= 0:
-                break
-            chunk = self._reader.read(self._heard, min(budget, 16 * FRAME))
-            if chunk.pcm:
-                self._pcm += chunk.pcm
-                budget -= len(chunk.pcm) // backlog.BYTES
-            elif chunk.hole_end > chunk.start or (self.meta.ended and self._heard >= self.meta.end > self.position):
-                self._final = self._heard
-                if self._heard == self.position:
-                    return self._hole(chunk)
-            else:
-                return None
-        return self._work(self._cut) if self._cut else None
-
-    def _frame(self) -> None:
-        k = len(self._segmenter.probs)
-        raw = bytes(self._pcm[k * FRAME * 2 : (k + 1) * FRAME * 2])
-        frame = np.frombuffer(raw.ljust(FRAME * 2, b"\0"), "<i2").astype(np.float32) / 32768.0
-        p, state = self._vad.step(frame, self._states[k])
-        self._states.append(state)
-        self._cut = self._segmenter.push(p)
-
-    def _finish(self) -> Step | Work:
-        """The audio stops at `_final`: hear the last, short frame and cut what is left."""
-        if len(self._segmenter.probs) * FRAME < self._final - self.position:
-            self._frame()
-        cut = self._cut or self._segmenter.finish()
-        assert cut is not None  # something was heard, else we would be at the hole itself
-        self._cut = cut
-        return self._work(cut)
-
-    def _work(self, cut: Cut) -> Step | Work:
-        def sample(frame: int) -> int:
-            return min(self.position + frame * FRAME, self._final or self._heard)
-
-        start, end = sample(cut.start), sample(cut.end)
-        state = self._states[cut.end]
-        if self._final and end == self._final:
-            state = self._vad.start()  # what comes after a hole is heard afresh
-        if cut.start == cut.end:
-            kept = msgspec.structs.replace(unpack(self.at.state), vad=state.tobytes())
-            return Step(
-                positions={"audio": end}, events=(m.Silence(span=(self.position, end)),), state=m.encode(kept)
-            )
-        return Work(
-            stream=self.meta.stream,
-            span=(self.position, end),
-            speech=(start, end),
-            voiced=(sample(cut.voiced[0]), sample(cut.voiced[1])),
-            pcm=bytes(self._pcm[(start - self.position) * 2 : (end - self.position) * 2]),
-            state=state.tobytes(),
-        )
-
-    def _hole(self, chunk: backlog.Chunk) -> Step:
-        self._final = 0
-        span = (chunk.start, chunk.hole_end)
-        kept = msgspec.structs.replace(unpack(self.at.state), vad=self._vad.start().tobytes())
-        gap = m.Gap(span=span, reason=chunk.reason, retryable=False, segment=m.segment_id(self.meta.stream, span[0]))
-        return Step(positions={"audio": chunk.hole_end}, events=(gap,), state=m.encode(kept))
-
-    def moved(self, at: m.At) -> None:
-        cut, position = self._cut, at.positions["audio"]
-        if cut is None or (self._final and position >= self._final):
-            self._begin(at)
-            return
-        self.at, self.position = at, position
-        del self._pcm[: cut.end * FRAME * 2]
-        del self._states[: cut.end]
-        # Frames already heard are cut anew from here, exactly as a process that starts here would do.
-        self._cut = self._segmenter.rebase(cut.end)
 
 
 class Decoded(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,7 +54,11 @@ class Transcriber(Worker):
         known = models.model(self.s.model)
         if self.s.language != "auto" and not known.knows(self.s.language):
             other = models.for_language(self.s.language)
-            get = f"swapscribe models fetch {other.name}, then set transcriber.model={other.name}" if other else "none here does"
+            get = (
+                f"swapscribe models fetch {other.name}, then set transcriber.model={other.name}"
+                if other
+                else "none here does"
+            )
             raise UserError(f"model {self.s.model} does not know language {self.s.language!r}; one that does: {get}")
         folder = models.available(process.settings, self.s.model, check=True)
         vad_folder = models.available(process.settings, "silero_vad", check=True)
@@ -200,8 +80,8 @@ class Transcriber(Worker):
         self.model = model
         return model
 
-    def open(self, folder: Path, meta: backlog.Meta, at: m.At) -> Session:
-        return Ear(folder, meta, at, self.vad, self.rules)
+    def open(self, folder: Path, meta: backlog.Meta, at: m.At) -> Utterances:
+        return Utterances(folder, meta, at, self.vad, self.rules)
 
     # -- infer ------------------------------------------------------------------------------------------------------
 
@@ -273,7 +153,7 @@ class Transcriber(Worker):
             options = self.whisper.DecodingOptions(
                 language=self._language(model),
                 temperature=temperature,
-                prompt=list(context) or None,
+                prompt=[*self._first_prompt(), *context] or None,
                 without_timestamps=True,
                 fp16=False,
             )
@@ -283,6 +163,13 @@ class Transcriber(Worker):
             if (quiet and unsure) or not (unsure or result.compression_ratio > self.s.compression_ratio_threshold):
                 break
         return result
+
+    def _first_prompt(self) -> list[int]:
+        """Tokens that make the decoder expect running speech; without any context it mishears short utterances."""
+        if not self.s.first_prompt or (self.model.is_multilingual and self.s.language != "en"):
+            return []
+        tokens: list[int] = self._tokenizer("en").encode(" " + self.s.first_prompt.strip())
+        return tokens
 
     def _language(self, model: Any) -> str | None:
         if self.s.language != "auto":
@@ -330,7 +217,7 @@ class Transcriber(Worker):
 
 
 class Heard:
-    """A model that has heard this audio already: whisper's alignment asks for a full forward, the encoder ran before."""
+    """A model that has heard this audio: whisper's alignment asks for a full forward, but the encoder ran before."""
 
     def __init__(self, model: Any, features: Any) -> None:
         self._model, self._features = model, features

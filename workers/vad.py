@@ -43,7 +43,7 @@ class Vad:
         """`frame` (512,) in -1..1; returns P(speech) and the new state."""
         x = np.concatenate([state[-CONTEXT:], frame])
         p, lstm = self._net(
-            self._torch.from_numpy(x[None]), self._torch.from_numpy(state[:-CONTEXT].reshape(2, 1, 128))
+            self._torch.from_numpy(x[None]), self._torch.from_numpy(state[:-CONTEXT].reshape(2, 1, 128).copy())
         )
         return float(p), np.concatenate([lstm.numpy().ravel(), frame[-CONTEXT:]])
 
@@ -76,7 +76,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cut(NamedTuple):
-    """Frames 0..start are silence, start..end an utterance (none when equal) that is voiced from `voiced[0]` to `voiced[1]`."""
+    """Frames 0..start are silence, start..end an utterance (none when equal), voiced between the two of `voiced`."""
 
     start: int
     end: int
