@@ -167,9 +167,9 @@ $(DONE)/place:
 	fi
 	say "Python environment in .venv (Python $$("$$python" -c 'import platform; print(platform.python_version())'))"
 	clear=
-	which() { "$$1" -c 'import sys; print(sys.base_prefix, *sys.version_info)' 2>/dev/null || echo none; }
+	who() { "$$1" -c 'import sys; print(sys.base_prefix, *sys.version_info)' 2>/dev/null || echo none; }
 	# One that is there without a stamp was interrupted, and is gone on with; if another Python made it, it is no use.
-	if [ -e $@ ] || { [ -e .venv ] && [ "$$(which $(BIN)/python)" != "$$(which "$$python")" ]; }; then clear=--clear; fi
+	if [ -e $@ ] || { [ -e .venv ] && [ "$$(who $(BIN)/python)" != "$$(who "$$python")" ]; }; then clear=--clear; fi
 	"$$python" -m venv $$clear .venv && $(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear .venv
 	mkdir -p $(DONE)
 	heal
