@@ -22,9 +22,11 @@ from capture.retention import Candidate, Retention, due, read_upto
 from capture.ring import Patience, Ring, Run
 from capture.streams import Found, Stream, age_s
 from capture.streams import choose as choose_stream
+from capture.writer import WriterThread
 from common import backlog
 from common import messages as m
 from common.backlog import Anchor, Meta
+from common.process import Log
 from common.settings import RetentionSettings, Settings, Source
 from tests.capture_helpers import RATE, numbered
 
@@ -183,6 +185,28 @@ def test_two_streams_begun_in_one_second_have_two_names(folder: Path) -> None:
         stream.open(1_795_376_570 * NS, resumable=False).close()
         names.append(stream.name)
     assert names == ["mic-20261122T194250Z", "mic-20261122T194251Z"]
+
+
+def test_the_end_is_told_only_when_the_samples_are_on_the_platter(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring, stream = Ring(30), Stream(Settings(data_dir=str(folder)), Source(name="mic", kind="stdin"), "o", "live")
+    writer = WriterThread(ring, Intake(ring), 60.0, lambda: None, Log("capture"))
+    synced, fdatasync = list[tuple[str, int]](), os.fdatasync
+
+    def record(fd: int) -> None:
+        synced.append((os.readlink(f"/proc/self/fd/{fd}"), writer.end))
+        fdatasync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", record)
+    writer.stream, writer.end_reason = stream, "end of input"
+    writer.intake.put(numbered(0, 500), Patience.ALWAYS)
+    ring.close()
+    writer.run()
+    assert writer.done and writer.error is None and writer.end == 500
+    assert next(end for path, end in synced if path.endswith(".pcm")) == 0
+    found = backlog.read_meta(folder / "streams" / stream.name)
+    assert found and (found.ended, found.end) == (True, 500)
 
 
 def beat(journal: str = "j", **positions: int) -> m.Beat:
