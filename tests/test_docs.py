@@ -64,6 +64,12 @@ def test_every_process_and_endpoint_is_in_the_picture() -> None:
     assert f"{topology.LAUNCHER_ENDPOINT.pattern} {topology.LAUNCHER_ENDPOINT.name}" in shown
 
 
+def test_whatever_lies_in_common_has_been_decided() -> None:
+    page = (ROOT / "docs" / "decisions" / "common-holds.md").read_text()
+    for file in (ROOT / "common").glob("*.py"):
+        assert file.name == "__init__.py" or re.search(rf"[ `]{file.name}[ `]", page), file.name
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     for page in [README, *(ROOT / "docs").rglob("*.md"), ROOT / "common" / "PROTOCOL.md"]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
