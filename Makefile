@@ -84,7 +84,7 @@ apt_install() { # Debian packages, when root; the index is fetched only if a pac
   "$${apt[@]}" >>$(DONE)/log 2>&1 || { apt-get -qq update >>$(DONE)/log 2>&1 && "$${apt[@]}" >>$(DONE)/log 2>&1; }
 }
 
-set_up() { [ -x $(BIN)/swapscribe ] || { echo "swapscribe: not set up yet; start with: make run-all" >&2; exit 2; }; }
+set_up() { [ "$(PLACE)" = "$(CURDIR)" ] && [ -x $(BIN)/swapscribe ] || { echo "swapscribe: not set up yet; start with: make run-all" >&2; exit 2; }; }
 named() { [ -n "$(W)" ] || { echo "swapscribe: say which process: make $@ W=transcriber ($$($(BIN)/swapscribe names 2>/dev/null || echo 'make status lists them'))" >&2; exit 2; }; }
 endef
 
