@@ -1,0 +1,202 @@
+"""A whole system for tests: `swapscribe run-all` as real processes, a subscriber, and what the journal must hold.
+
+    system = System(processes, settings, Source(name="talk", kind="file", path=...))
+    system.start(); end = system.ended(); assert_whole(system.journal(), end.stream)
+
+Two journals hold the same words when `content` of both is equal: bodies in order, the stream's name left out.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from common import messages as m
+from common import wire
+from common.console import free_port
+from common.feed_client import FeedClient, replay
+from common.process import holder, signal_holder, wait_gone
+from common.settings import Settings, Source
+from tests.conftest import ROOT, Processes, Started, clean_environment, wait_for
+from tests.speech import RATE, Samples
+
+TILES = ("transcript", "silence", "suppressed", "gap")  # kinds whose spans classify the audio
+
+
+class System:
+    """One data folder, its launcher, and everything that the launcher starts."""
+
+    def __init__(self, processes: Processes, settings: Settings, *sources: Source, program: str = "common.cli") -> None:
+        viewer = msgspec.structs.replace(settings.viewer, port=free_port())
+        self.settings = msgspec.structs.replace(settings, source=sources, viewer=viewer)
+        self.run = wire.run_dir(self.settings)
+        self.processes = processes
+        self._argv = [sys.executable, "-m", program, "--config", str(processes.config(self.settings))]
+        self.launcher: Started
+
+    def start(self, **popen: Any) -> Started:
+        """Start the launcher; again after its kill."""
+        self.launcher = self.processes.spawn([*self._argv, "run-all"], "run-all", **popen)
+        return self.launcher
+
+    def __call__(self, *args: str) -> subprocess.CompletedProcess[str]:
+        """`swapscribe ARGS` on this system."""
+        argv = [self._argv[0], "-m", "common.cli", *self._argv[3:], *args]
+        return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=clean_environment(), timeout=60)
+
+    def pid(self, name: str) -> int | None:
+        """Pid of the process that holds this name now."""
+        return holder(self.run, name)
+
+    def up(self, name: str, timeout_s: float = 30.0, but: int = 0) -> int:
+        """Wait until a process holds this name, other than pid `but`."""
+        return wait_for(lambda: (pid := self.pid(name)) != but and pid, timeout_s, f"{name} to be up") or 0
+
+    def kill(self, name: str) -> int:
+        """kill -9 of the holder of this name, which must be up; returns its pid once it is dead."""
+        if name == "launcher":
+            self.launcher.kill()
+            return self.launcher.pid
+        pid = signal_holder(self.run, name, signal.SIGKILL)
+        assert pid, f"{name} is not up"
+        assert wait_gone(pid, 10.0), f"{name} (pid {pid}) outlives SIGKILL"
+        return pid
+
+    def stop(self) -> None:
+        """The graceful end that Ctrl-C is."""
+        assert self.launcher.stop(90.0) == 0, self.launcher.output()
+
+    def log(self, name: str) -> str:
+        return (self.settings.data / "logs" / f"{name}.log").read_text(errors="replace")
+
+    def journal(self, stream: str | None = None) -> list[m.Event]:
+        return list(replay(self.settings, stream=stream))
+
+    def state_hash(self, upto: int = -1) -> m.Hash:
+        """What the feed itself says about the first `upto` events."""
+        asker = wire.Requester(wire.ipc(self.settings, "replay"))
+        try:
+            answer = asker.request(m.StateHash(upto=upto), 10.0)
+        finally:
+            asker.close()
+        assert isinstance(answer, m.Hash), answer
+        return answer
+
+    def ended(self, timeout_s: float = 120.0) -> m.Event:
+        """Wait until a stream has ended in the journal; returns its StreamEnded event."""
+        follower = Following(self.settings)
+        try:
+            return follower.wait("stream_ended", timeout_s)
+        finally:
+            follower.close()
+
+
+class Following:
+    """A subscriber that is connected throughout and keeps everything, in a thread of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.events: list[m.Event] = []  # in the order in which the client handed them out
+        self.last_beat: m.Beat | None = None
+        self.error: BaseException | None = None
+        self._client = FeedClient(settings, keep=True)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self.events += [e for e in self._client.poll(0.1) if isinstance(e, m.Event)]
+                self.last_beat = self._client.last_beat
+        except BaseException as e:
+            self.error = e
+
+    def find(self, kind: str) -> m.Event | None:
+        assert self.error is None, self.error
+        return next((e for e in self.events[:] if e.kind == kind), None)
+
+    def wait(self, kind: str, timeout_s: float = 60.0) -> m.Event:
+        """The first event of this kind, once it is here."""
+        event = wait_for(lambda: self.find(kind), timeout_s, f"an event {kind}")
+        assert event
+        return event
+
+    def wait_seq(self, seq: int, timeout_s: float = 20.0) -> None:
+        """Wait until everything up to `seq` is here."""
+        wait_for(lambda: self.error or (self.events and self.events[-1].seq >= seq), timeout_s, f"event {seq}")
+        assert self.error is None, self.error
+
+    def state_hash(self, upto: int) -> str:
+        """Closes the subscriber; the hash of what it holds."""
+        self.close()
+        assert self._client.store
+        return self._client.store.state_hash(upto)
+
+    def close(self) -> None:
+        if not self._stop.is_set():
+            self._stop.set()
+            self._thread.join()
+            self._client.close()
+
+
+def body(event: m.Event) -> Any:
+    decoded = event.decode()
+    assert decoded is not None, event
+    return decoded
+
+
+def content(events: list[m.Event], stream: str, kinds: tuple[str, ...] = TILES) -> list[str]:
+    """Bodies of these kinds as JSON lines in journal order, with the stream's name replaced by `STREAM`."""
+    mine = [e for e in events if e.stream == stream and e.kind in kinds]
+    return [msgspec.json.encode(body(e)).decode().replace(stream, "STREAM") for e in mine]
+
+
+def text(events: list[m.Event], stream: str) -> str:
+    """All captions of a stream as one text, superseded ones left out."""
+    newest = {body(e).segment: body(e) for e in events if e.stream == stream and e.kind == "transcript"}
+    return " ".join(t.text for t in sorted(newest.values(), key=lambda t: t.span))
+
+
+def assert_whole(events: list[m.Event], stream: str) -> int:
+    """What every finished stream's journal must hold; returns the stream's end.
+
+    Contiguous seq, right `prev`, each append once; begun and ended once; every sample in exactly one tile.
+    """
+    assert [e.seq for e in events] == list(range(1, len(events) + 1))
+    last: dict[tuple[str, str], int] = {}
+    for e in events:
+        assert e.prev == last.get((e.stream, e.kind), 0), e
+        last[e.stream, e.kind] = e.seq
+    mine = [e for e in events if e.stream == stream]
+    appends = [e.n for e in mine if e.producer == "transcriber"]
+    assert appends == sorted(appends)
+    kinds = [e.kind for e in mine]
+    assert kinds.count("stream_started") == kinds.count("stream_ended") == 1
+    assert kinds[0] == "stream_started"
+    end: int = body(next(e for e in mine if e.kind == "stream_ended")).end
+    tiles = [body(e) for e in mine if e.kind in TILES]
+    ids = [(t.segment, t.revision) for t in tiles if getattr(t, "segment", "")]
+    assert len(ids) == len(set(ids)), "a segment was written twice"
+    at = 0
+    for span in sorted(t.span for t in tiles if getattr(t, "supersedes", None) is None):
+        assert span[0] == at < span[1], f"samples {at} to {span[0]} have no class, or two"
+        at = span[1]
+    assert at == end
+    return end
+
+
+def quiet(seconds: float, seed: int = 1) -> Samples:
+    """A quiet room: noise at about -76 dBFS."""
+    rng = np.random.default_rng(seed)
+    return np.clip(np.rint(rng.standard_normal(round(seconds * RATE)) * 5), -32768, 32767).astype(np.int16)
+
+
+def file_source(path: Path, pace: str, name: str = "talk") -> Source:
+    return Source(name=name, kind="file", path=str(path), pace=pace)
