@@ -1,6 +1,6 @@
 """Steps that end a worker badly: counted over restarts in RUN/<worker>.attempt, so that one bad place stops nothing.
 
-In: the beginning and failing of steps, and the launcher's record of how the process before us ended (RUN/<worker>.exit).
+In: steps that begin or fail, and the launcher's record of how the process before us ended (RUN/<worker>.exit).
 Out: whether a step may be tried again. Outlives the process, need not outlive the machine.
 """
 
