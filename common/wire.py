@@ -23,6 +23,7 @@ from common.settings import Settings, UserError
 
 MAX_MESSAGE = 16 * 1024 * 1024
 IPC_PATH_LIMIT = 107  # sun_path, less its terminating zero
+CURVE_DOMAIN = "swapscribe"  # of the sockets and of the list of known keys: pyzmq compares exactly
 log = logging.getLogger("wire")
 
 Frames = list[bytes]
@@ -207,13 +208,11 @@ class Curve:
 
         class Known:
             def callback(self, domain: str, key: bytes) -> bool:
-                from zmq.utils import z85
-
-                return z85.encode(key) in allowed
+                return key in allowed  # pyzmq hands the key over as Z85 text already
 
         auth = ThreadAuthenticator(context())
         auth.start()
-        auth.configure_curve_callback(domain="*", credentials_provider=Known())
+        auth.configure_curve_callback(domain=CURVE_DOMAIN, credentials_provider=Known())
         pubs: list[zmq.Socket[bytes]] = []
         routers: list[zmq.Socket[bytes]] = []
         for address, kind, made in ((pub_tcp, zmq.PUB, pubs), (replay_tcp, zmq.ROUTER, routers)):
@@ -221,7 +220,7 @@ class Curve:
                 socket = _socket(kind)
                 socket.setsockopt(zmq.CURVE_SERVER, 1)
                 socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
-                socket.setsockopt(zmq.ZAP_DOMAIN, b"swapscribe")
+                socket.setsockopt(zmq.ZAP_DOMAIN, CURVE_DOMAIN.encode())
                 try:
                     socket.bind(address)
                 except zmq.ZMQError as e:
