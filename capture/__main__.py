@@ -142,7 +142,7 @@ class Capture:
         while frames := wire.receive(self.beats):
             try:
                 self.retention.hear(_beat.decode(frames[-1]), now)
-            except msgspec.MsgspecError as e:
+            except m.UNDECODABLE as e:
                 if not self._bad_beat:
                     self._bad_beat = True
                     self.log.warning("dropped a message that is no beat", error=str(e))

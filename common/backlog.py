@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import msgspec
 
-from common.messages import SAMPLE_RATE, Span
+from common.messages import SAMPLE_RATE, UNDECODABLE, Span
 
 BYTES = 2  # per sample
 T = TypeVar("T")
@@ -70,7 +70,7 @@ def read_meta(folder: Path) -> Meta | None:
     """The stream's meta, None when it is not there (yet) or unreadable."""
     try:
         return msgspec.json.decode((folder / "meta.json").read_bytes(), type=Meta)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *UNDECODABLE):
         return None
 
 
@@ -122,7 +122,7 @@ def _lines(path: Path, kind: type[T]) -> list[T]:
     for line in data.split(b"\n")[:-1]:
         try:
             out.append(msgspec.json.decode(line, type=kind))
-        except msgspec.MsgspecError:
+        except UNDECODABLE:
             continue
     return out
 

@@ -127,14 +127,18 @@ class Store:
 
     def __init__(self) -> None:
         self.events: dict[int, m.Event] = {}
+        # Purged before we had them: with some kinds only, a page read before the purge may arrive after its event.
+        self._purged: set[int] = set()
 
     def apply(self, e: m.Event) -> None:
-        self.events[e.seq] = e
+        self.events[e.seq] = e.tombstone() if e.seq in self._purged else e
         if e.kind == "purged" and not e.purged:
             for first, last in _purged.decode(e.body).seqs:
                 for seq in range(first, last + 1):
                     if seq in self.events:
                         self.events[seq] = self.events[seq].tombstone()
+                    else:
+                        self._purged.add(seq)
 
     def state_hash(self, upto: int | None = None) -> str:
         """sha256 over the canonical lines of all events held (with seq <= upto), in seq order."""
@@ -214,7 +218,7 @@ class FeedClient:
             if topic == b"live.hypothesis":
                 return [_hypothesis.decode(payload)]
             return self._keep(self.follower.live(_event.decode(payload)))
-        except (ValueError, msgspec.MsgspecError) as e:
+        except (ValueError, *m.UNDECODABLE) as e:
             wire.log.warning("bad message on the feed dropped: %s", e)
             return []
 

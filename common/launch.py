@@ -237,7 +237,7 @@ class Launcher:
     def _answer(self, data: bytes) -> m.Answer:
         try:
             command = msgspec.msgpack.decode(data, type=m.Command)
-        except (msgspec.MsgspecError, RecursionError) as e:
+        except m.UNDECODABLE as e:
             if not self._garbage_said:
                 self._garbage_said = True
                 self.say(f"refused something that is no command, here and from now on: {e}")

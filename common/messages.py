@@ -18,6 +18,7 @@ PAGE_BYTES = 256 * 1024  # a replay page never exceeds this, one oversized event
 APPEND_BYTES = 1024 * 1024  # larger appends are refused as "too large"
 
 Span = tuple[int, int]  # [first sample, end sample)
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what decoding a stranger's bytes may raise
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):

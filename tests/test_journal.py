@@ -110,8 +110,15 @@ def test_malformed_and_oversized_appends_are_refused_and_change_nothing(journal:
     bad = m.Append(
         producer="p", stream="s", expect_n=0, events=(msgspec.Raw(m.encode({"type": "silence", "span": 3})),)
     )
+    torn = m.Append(producer="p", stream="s", expect_n=0, events=(msgspec.Raw(b"\x81\xa4type\xa2\xff\xfe"),))
+    deep = m.Append(
+        producer="p",
+        stream="s",
+        expect_n=0,
+        events=(msgspec.Raw(b"\x82\xa1x" + b"\x91" * 5000 + b"\xc0\xa4type\xa1y"),),
+    )
     big = append(0, m.Suppressed(span=(0, 1), text="x" * m.APPEND_BYTES, reason="loop"))
-    for ask, word in ((bad, "malformed"), (big, "too large")):
+    for ask, word in ((bad, "malformed"), (torn, "malformed"), (deep, "malformed"), (big, "too large")):
         answer = one(journal, ask)
         assert isinstance(answer, m.Refused) and word in answer.reason
     assert journal.head == 0 and journal.places == {}

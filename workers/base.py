@@ -119,6 +119,8 @@ class Runner:
         model = self.worker.load(self.process)
         self.log.info("model loaded", seconds=round(time.monotonic() - started, 2))
         while not self.process.stopping:
+            if not self._control.is_alive():
+                raise RuntimeError("the control thread has ended")
             self._look(time.monotonic())
             if not self._turn(model):
                 self.phase = "idle"

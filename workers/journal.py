@@ -21,6 +21,7 @@ from common.messages import (
     APPEND_BYTES,
     BODIES,
     PAGE_BYTES,
+    UNDECODABLE,
     Append,
     At,
     Event,
@@ -139,7 +140,7 @@ class Journal:
             try:
                 kind = _tag.decode(raw).type
                 body = msgspec.msgpack.decode(raw, type=BODIES[kind]) if kind in BODIES else None
-            except msgspec.MsgspecError as e:
+            except UNDECODABLE as e:
                 return Refused(reason=f"malformed event: {e}")
             kinds.append(kind)
             tile = coverage.tile_of(body) if body is not None and a.producer == COVERAGE_PRODUCER else None  # type: ignore[arg-type]

@@ -47,7 +47,7 @@ class Viewer:
                 if frames[0] == b"beat":
                     try:
                         self.health.take(msgspec.msgpack.decode(frames[-1], type=m.Beat), time.monotonic())
-                    except msgspec.MsgspecError as e:
+                    except m.UNDECODABLE as e:
                         self.p.log.warning("bad beat dropped", reason=str(e))
                 self.news += 1
 
