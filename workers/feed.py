@@ -111,7 +111,11 @@ class Feed:
         self.replay = ReplayThread(replays, self.journal.path, self.journal.id, process.log)
         self.poller = wire.poller(self.append, self._doorbells)
         self._bad = BadMessages(process.log, "append")
-        self._changed: dict[str, float] = {}
+        # What the feed before us committed in its last minute it may not have published: our beats must name it, or a
+        # subscriber to one kind would take a beat that leaves it out for "nothing new".
+        newest_ns = max(map(self._newest_ns, self.journal.heads), default=0) - CHANGED_WITHIN_S * 1e9
+        now = time.monotonic()
+        self._changed = {s: now for s in self.journal.heads if self._newest_ns(s) > newest_ns}
         self._workers: dict[str, tuple[float, m.WorkerStatus]] = {}
         self._captures: dict[str, tuple[float, m.Doorbell]] = {}
         self._metas: dict[str, backlog.Meta] = {}
@@ -119,6 +123,9 @@ class Feed:
         self._trouble = ""
         self._next_beat = self._next_retention = 0.0
         self._turn_of_others = 0
+
+    def _newest_ns(self, stream: str) -> int:
+        return self.journal.at_ns(max(self.journal.heads[stream].values()))
 
     def run(self, process: Process) -> None:
         self.replay.start()
