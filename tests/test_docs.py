@@ -76,6 +76,13 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_programs_named_in_the_readme_exist() -> None:
+    named = re.findall(r"\b(?:benchmarks|examples|docs|common)/[\w/-]+\.\w+", README.read_text())
+    assert len(named) >= 5
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
 def settings_paths(cls: type = Settings, prefix: str = "") -> dict[str, object]:
     """`section.key` -> default, for all settings."""
     out: dict[str, object] = {}
