@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import struct
-import subprocess
-import sys
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,7 +23,8 @@ from tests.capture_helpers import (
     numbered,
     offline,
 )
-from tests.conftest import ROOT, Processes, Started, wait_for
+from tests.conftest import Processes, Started, wait_for
+from tests.small_disk import Disk, on_a_small_disk, small_disk
 
 pytestmark = pytest.mark.processes
 
@@ -160,46 +157,13 @@ def test_three_hours_are_read_in_bounded_memory(capturing: Capturing, folder: Pa
     assert 20 * 1024 < peak_kib[0] < 150 * 1024, f"{peak_kib[0] / 1024:.0f} MiB"
 
 
-Disk = Callable[[int], None]
-
-
 @pytest.fixture
 def disk(capturing: Capturing) -> Iterator[Disk]:
-    """A small file system under the streams; call it with the KiB that shall be left free."""
-    root = capturing.settings.streams
-    root.mkdir(parents=True)
-    if os.geteuid() != 0:  # `on_a_small_disk` runs the test where we are
-        yield lambda free_kib: None
-        return
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(root)], check=True)
-
-    def leave(free_kib: int) -> None:
-        filler = root / ".filler"
-        filler.unlink(missing_ok=True)
-        info = os.statvfs(root)
-        filler.write_bytes(bytes(max(0, info.f_bavail * info.f_frsize - free_kib * 1024)))
-
-    yield leave
-    for process in capturing.processes.started:
-        process.close()
-    subprocess.run(["umount", str(root)], check=True)
-
-
-def on_a_small_disk(test: Callable[..., None]) -> Callable[..., None]:
-    """Mounting needs root; without it the test runs as root of a namespace of its own."""
-
-    @functools.wraps(test)
-    def run(**fixtures: Any) -> None:
-        if os.geteuid() == 0:
-            test(**fixtures)
-            return
-        if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
-            pytest.skip("a small file system needs root, or `unshare -rm`")
-        pytest_one = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::{test.__name__}"]
-        done = subprocess.run(["unshare", "-rm", *pytest_one], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout
-
-    return run
+    """A small file system under the streams."""
+    with small_disk(capturing.settings.streams, 6) as leave:
+        yield leave
+        for process in capturing.processes.started:
+            process.close()
 
 
 @on_a_small_disk
