@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from common import backlog, models
 from common import messages as m
@@ -26,7 +27,9 @@ from workers.vad import Floats, Rules, Vad
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # fallback of Radford et al. 2022, section 4.5
 PROMPT_TOKENS = 100
 PROMPT_TEMPERATURE = 0.5  # text decoded hotter than this is no context for what follows
-EDGE_SAMPLES = m.SAMPLE_RATE // 10  # words may reach this far beyond what the VAD calls voice
+EDGE_SAMPLES = m.SAMPLE_RATE // 5  # words may reach this far beyond what the VAD calls voice
+TAIL_SAMPLES = m.SAMPLE_RATE * 2 // 5  # alignment ends the last word early by up to this
+FRAME_SAMPLES = m.SAMPLE_RATE // 100  # sound is looked for in frames of 10 ms
 
 
 class Decoded(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +142,7 @@ class Transcriber(Worker):
         if reason:
             return Decoded(text=text, language=result.language, reason=reason)
         words = self._words(model, features, mel, frames, result, span, voiced)
+        words = snapped(words, loud(audio), span[0], min(span[1], voiced[1] + EDGE_SAMPLES))
         tokens = tuple(t for t in result.tokens if t < self._tokenizer(result.language).eot)
         return Decoded(
             text=text, tokens=tokens, language=result.language, words=words, temperature=float(result.temperature)
@@ -227,6 +231,38 @@ class Heard:
 
     def __call__(self, mel: Any, tokens: Any) -> Any:
         return self._model.decoder(tokens, self._features[None])
+
+
+def loud(audio: Floats) -> npt.NDArray[np.bool_]:
+    """Which 10-ms frames of an utterance hold sound: within 25 dB of the loudest and 6 dB above its quiet tenth."""
+    frames = audio[: len(audio) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
+    if not len(frames):
+        return np.zeros(0, np.bool_)
+    level = 10 * np.log10(np.square(frames).mean(axis=1) + 1e-12)
+    over = level >= max(level.max() - 25.0, float(np.percentile(level, 10)) + 6.0)
+    return np.convolve(over, np.ones(3), "same") >= 2  # one frame alone is a click
+
+
+def snapped(words: tuple[m.Word, ...], sound: npt.NDArray[np.bool_], origin: int, limit: int) -> tuple[m.Word, ...]:
+    """The first word begins and the last one ends with the sound of the utterance, which begins at sample `origin`.
+
+    Alignment knows these two edges least: it begins at the utterance's start, and ends before the last sound fades.
+    """
+    if not words or not sound.any():
+        return words
+
+    def within(start: int, end: int) -> npt.NDArray[np.intp]:
+        a, b = (start - origin) // FRAME_SAMPLES, (end - origin) // FRAME_SAMPLES
+        return origin + FRAME_SAMPLES * (a + np.flatnonzero(sound[a:b]))
+
+    first = words[0]
+    if len(at := within(*first.span)):
+        first = msgspec.structs.replace(first, span=(max(first.span[0], int(at[0])), first.span[1]))
+    words = (first, *words[1:])
+    last = words[-1]
+    if len(at := within(last.span[0], min(limit, last.span[1] + TAIL_SAMPLES))):
+        last = msgspec.structs.replace(last, span=(last.span[0], max(last.span[0], int(at[-1]) + FRAME_SAMPLES)))
+    return (*words[:-1], last)
 
 
 def looping(text: str) -> bool:
