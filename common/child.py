@@ -25,7 +25,7 @@ from common.process import holder
 from common.settings import Settings, UserError
 
 LOG_BYTES = 10 * 1024 * 1024
-STOPPED = "stopped"  # end_reason of a live stream that was ended by order, not by its source
+NOT_BY_SOURCE = ("stopped", "not resumed")  # end_reason of a live stream that was ended by order, or given up
 
 
 class Want(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +87,7 @@ class Life:
         self.pid, self.fd, self.child = pid, fd, child
         self.log, self.log_at = log, log_at  # its lines begin at byte `log_at`
         self.began = time.monotonic()
+        self.began_ns = time.time_ns() if child else 0  # wall clock; 0: before we came
         self.up = child is None  # holds its name
         self.ours = False  # we told it to end
         self.kill_at = inf
@@ -171,9 +172,16 @@ class Life:
         return ""
 
 
-def source_ended(settings: Settings, source: str, since_ns: int = 0) -> bool:
-    """An adopted capture leaves no exit status; its newest stream tells whether the source came to its end."""
-    metas = [meta for p in backlog.streams(settings.streams) if (meta := backlog.read_meta(p))]
-    mine = [meta for meta in metas if meta.source == source and meta.started_ns >= since_ns]
-    newest = max(mine, key=lambda meta: meta.started_ns, default=None)
-    return newest is not None and newest.ended and newest.end_reason != STOPPED
+def source_ended(settings: Settings, source: str, since_ns: int = 0, written_ns: int = 0) -> bool:
+    """Did the source come to its end? An adopted capture leaves no exit status, one killed after its last write a
+    misleading one: its newest stream tells, begun since `since_ns` and its end written since `written_ns`."""
+    found = [(meta, p) for p in backlog.streams(settings.streams) if (meta := backlog.read_meta(p))]
+    mine = [(meta, p) for meta, p in found if meta.source == source and meta.started_ns >= since_ns]
+    if not mine:
+        return False
+    newest, folder = max(mine, key=lambda one: one[0].started_ns)
+    try:
+        written = (folder / "meta.json").stat().st_mtime_ns
+    except FileNotFoundError:  # purged meanwhile
+        return False
+    return newest.ended and newest.end_reason not in NOT_BY_SOURCE and written >= written_ns

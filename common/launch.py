@@ -147,7 +147,7 @@ class Launcher:
             return
         self._record(slot, life, life.cause)
         finished = status == 0 or (
-            status is None and slot.want.finite and source_ended(self.settings, slot.want.source)
+            slot.want.finite and source_ended(self.settings, slot.want.source, written_ns=life.began_ns)
         )
         if life.ours:
             slot.next_at, slot.fails = now, 0
