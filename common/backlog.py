@@ -237,6 +237,16 @@ class Reader:
             return self._tail(position)
         return self._missing(position, following)
 
+    def samples(self, span: Span) -> bytes | None:
+        """All samples of `span`, which may lie in several files; None when one of them is missing."""
+        pcm = bytearray()
+        while (at := span[0] + len(pcm) // BYTES) < span[1]:
+            chunk = self.read(at, span[1] - at)
+            if not chunk.pcm:
+                return None
+            pcm += chunk.pcm
+        return bytes(pcm)
+
     def _tail(self, position: int) -> Chunk:
         """At the end of the files: a recorded hole that no audio follows yet, or nothing."""
         for h in holes(self.folder):

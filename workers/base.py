@@ -22,7 +22,7 @@ from common import messages as m
 from common.feed_client import Appender, FeedClient, replay
 from common.process import Process
 from common.topology import doorbell
-from workers.poison import Attempt, Poison
+from workers.poison import Poison
 
 LOOK_EVERY_S = 0.5  # for new streams and audio, should a doorbell be lost
 STATUS_EVERY_S = 1.0
@@ -261,34 +261,54 @@ class Runner:
     # -- retry ------------------------------------------------------------------------------------------------------
 
     def _retry(self, model: Any, event: m.Event) -> None:
-        """Process again the retryable gaps that touch the span of a Retry event; its seq is our position in them."""
+        """Process again the retryable gaps that touch the span of a Retry event; its seq is our position in them.
+
+        Each of them is superseded, by text or by the next gap: what fails again is not tried for ever.
+        """
         body, stream = event.decode(), event.stream
         at = self._commit(stream, -1, None)
-        folder = self.settings.streams / stream
-        if not isinstance(body, m.Retry) or at is None or at.positions.get("retry", 0) >= event.seq:
+        if not isinstance(body, m.Retry):
             return
-        for gap in open_gaps(self.settings, stream, body.span):
-            chunk = backlog.Reader(folder).read(gap.span[0], gap.span[1] - gap.span[0])
-            if chunk.end < gap.span[1] or not chunk.pcm:
-                self.log.warning("cannot retry: the audio is gone", stream=stream, span=gap.span)
-                continue
-            if not self._poison.begin(stream, gap.span[0]):
-                self._poison.attempt = Attempt()  # a person asked: three more tries
-                self._poison.begin(stream, gap.span[0])
+        while at and at.positions.get("retry", 0) < event.seq:
+            gap = self._failed_before(event.seq, stream, body.span)
+            events = (self._again(model, stream, gap, event.seq),) if gap else ()
+            positions = {} if gap else {"retry": event.seq}
+            at = self._commit(stream, at.n, Step(positions=positions, events=events, state=at.state))
+        session = self.sessions.get(stream)
+        if at and session:
+            if at.positions.get("audio", 0) == session.position:
+                session.at = at
+            else:  # somebody else of our name moved it
+                self.sessions[stream] = self.worker.open(session.folder, session.meta, at)
+
+    def _failed_before(self, seq: int, stream: str, span: m.Span) -> m.Gap | None:
+        """The first gap that the Retry event `seq` is about and nothing has superseded since."""
+        while not self.process.stopping:
+            try:
+                return next(iter(open_gaps(self.settings, stream, span, seq)), None)
+            except wire.Unreachable:
+                self.log.warning("feed does not answer; the retry waits", stream=stream)
+        return None
+
+    def _again(self, model: Any, stream: str, gap: m.Gap, seq: int) -> m.Body:
+        after = {"revision": gap.revision + 1, "supersedes": f"{gap.segment}/{gap.revision}"}
+        pcm = backlog.Reader(self.settings.streams / stream).samples(gap.span)
+        if pcm is None:
+            self.log.warning("cannot retry: the audio is gone", stream=stream, span=gap.span)
+            return msgspec.structs.replace(gap, reason="failed; its audio is gone", retryable=False, **after)
+        if self._poison.begin(f"{stream} retry {seq}", gap.span[0]):  # a person asked: counted anew
             self.phase = "inferring"
             try:
-                done = self.worker.again(model, stream, gap, chunk.pcm)
+                done = self.worker.again(model, stream, gap, pcm)
             except Exception:
                 self._poison.failed(counts=True)
                 self.log.exception("retry failed; the gap stays", stream=stream, span=gap.span)
-                continue
-            at = self._commit(stream, at.n, Step(positions={}, events=(done,), state=at.state))
-            if at is None:
-                return
-            self.log.info("gap superseded", stream=stream, span=gap.span)
-        at = self._commit(stream, at.n, Step(positions={"retry": event.seq}, events=(), state=at.state))
-        if at and stream in self.sessions:
-            self.sessions[stream].at = at
+            else:
+                self.log.info("gap superseded", stream=stream, span=gap.span)
+                return done
+        else:
+            self.log.warning("gave up again; the gap stays", stream=stream, span=gap.span)
+        return msgspec.structs.replace(gap, **after)
 
     # -- sign of life -----------------------------------------------------------------------------------------------
 
@@ -304,14 +324,14 @@ class Runner:
             time.sleep(STATUS_EVERY_S)
 
 
-def open_gaps(settings: Any, stream: str, span: m.Span) -> list[m.Gap]:
-    """Retryable gaps of `stream` touching `span` that nothing has superseded yet, in order."""
-    newest: dict[str, m.EventBody] = {}
+def open_gaps(settings: Any, stream: str, span: m.Span, before: int) -> list[m.Gap]:
+    """Retryable gaps of `stream` touching `span`, journaled before event `before`, not superseded yet; in order."""
+    newest: dict[str, tuple[int, m.EventBody]] = {}
     for event in replay(settings, kinds=("gap", "transcript", "suppressed"), stream=stream):
         body = event.decode()
         if isinstance(body, m.Gap | m.Transcript | m.Suppressed) and body.segment:
             known = newest.get(body.segment)
-            if known is None or body.revision >= known.revision:  # type: ignore[union-attr]
-                newest[body.segment] = body
-    gaps = [b for b in newest.values() if isinstance(b, m.Gap) and b.retryable]
+            if known is None or body.revision >= known[1].revision:  # type: ignore[union-attr]
+                newest[body.segment] = (event.seq, body)
+    gaps = [b for seq, b in newest.values() if isinstance(b, m.Gap) and b.retryable and seq < before]
     return sorted((g for g in gaps if g.span[0] < span[1] and span[0] < g.span[1]), key=lambda g: g.span)
