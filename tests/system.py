@@ -64,9 +64,14 @@ class System:
         if name == "launcher":
             self.launcher.kill()
             return self.launcher.pid
-        pid = signal_holder(self.run, name, signal.SIGKILL)
-        assert pid, f"{name} is not up"
+        pid = self.signal(name, signal.SIGKILL)
         assert wait_gone(pid, 10.0), f"{name} (pid {pid}) outlives SIGKILL"
+        return pid
+
+    def signal(self, name: str, number: int) -> int:
+        """Signal the holder of this name, which must be up; returns its pid."""
+        pid = signal_holder(self.run, name, number)
+        assert pid, f"{name} is not up"
         return pid
 
     def stop(self) -> None:

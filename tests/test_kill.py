@@ -1,0 +1,379 @@
+"""The promise: any process may be killed at any moment, and no sample or word goes missing unnoticed.
+
+Real processes, real weights, real speech, through the launcher. Every random choice comes from a seed that is printed;
+SWAPSCRIBE_TEST_SEED chooses it. `python -m tests.test_kill --kills 60 --seed 7` kills for as long as wanted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from common import backlog, models
+from common import messages as m
+from common.settings import Settings, Source, UserError
+from tests.capture_helpers import audio_of
+from tests.conftest import ROOT, Processes, Started, wait_for
+from tests.speech import RATE, samples, write_wav
+from tests.system import Following, System, assert_whole, body, content, file_source, quiet
+
+RECORDING = ROOT / "examples" / "recording.flac"
+VICTIMS = {"transcriber": 8, "capture@talk": 7, "feed": 8, "launcher": 7}  # kills of each, of 30
+pytestmark = [pytest.mark.speech, pytest.mark.timeout(600)]
+
+
+def seed() -> int:
+    return int(os.environ.get("SWAPSCRIBE_TEST_SEED") or random.SystemRandom().randrange(10**6))
+
+
+def compose(path: Path, repeats: int = 1) -> None:
+    """Real speech, a long pause, speech backwards (sound that is no language), and the speech again."""
+    speech = samples(RECORDING)
+    backwards = speech[2 * RATE : 9 * RATE][::-1]
+    write_wav(path, speech, *[quiet(9.3), backwards, quiet(2.1), speech] * repeats, quiet(1.7))
+
+
+class Undisturbed:
+    """The clip, and what the journal of a run without any disturbance holds."""
+
+    def __init__(self, folder: Path, repeats: int = 1) -> None:
+        self.clip = folder / "clip.wav"
+        compose(self.clip, repeats)
+        settings = Settings(data_dir=str(folder / "data"))
+        processes = Processes(folder, settings)
+        try:
+            system = System(processes, settings, file_source(self.clip, "1000"))
+            system.start()
+            ended = system.ended(120.0 + 60.0 * repeats)
+            events = system.journal()
+            self.end = assert_whole(events, ended.stream)
+            self.lines = content(events, ended.stream)
+            self.appends = [(e.kind, e.n) for e in events if e.producer == "transcriber"]
+            self.audio = audio_of(settings.streams / ended.stream)
+            system.stop()
+        finally:
+            processes.close()
+
+    def assert_same(self, system: System, stream: str) -> None:
+        """The journal and the backlog of `system` hold exactly what ours hold."""
+        events = system.journal()
+        assert {e.stream for e in events} == {stream}, "one source, one stream"
+        assert assert_whole(events, stream) == self.end
+        assert content(events, stream) == self.lines
+        assert [(e.kind, e.n) for e in events if e.producer == "transcriber"] == self.appends
+        assert audio_of(system.settings.streams / stream) == self.audio
+        assert system.state_hash().upto == len(events)
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> Iterator[Undisturbed]:
+    for name in ("tiny.en", "silero_vad"):
+        try:
+            models.available(Settings(), name)
+        except UserError:
+            models.fetch(Settings(), [name])
+    folder = Path(tempfile.mkdtemp(prefix="sw-"))
+    yield Undisturbed(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_the_undisturbed_run_has_everything_to_lose(undisturbed: Undisturbed) -> None:
+    """Else the comparisons below prove little."""
+    kinds = Counter(line.split('"')[3] for line in undisturbed.lines)
+    assert kinds["transcript"] >= 10 and kinds["silence"] >= 5 and kinds["gap"] == 0, kinds
+    assert sum(line.count('"p":') for line in undisturbed.lines) > 150  # words with times
+
+
+def assert_reached(system: System, follower: Following) -> None:
+    """The subscriber was handed each event once, in order, and holds what the feed holds."""
+    truth = system.state_hash()
+    follower.wait_seq(truth.upto)
+    assert [e.seq for e in follower.events] == list(range(1, truth.upto + 1))
+    assert follower.state_hash(truth.upto) == truth.sha256
+
+
+def kill_at_random(system: System, rng: random.Random, kills: int, for_s: float) -> list[str]:
+    """Spread `kills` over `for_s` seconds; a killed launcher is started again by us, the others by it."""
+    share = sum(VICTIMS.values())
+    order = [name for name, weight in VICTIMS.items() for _ in range(round(weight * kills / share))]
+    rng.shuffle(order)
+    times = sorted(rng.uniform(1.0, for_s) for _ in order)
+    began, done = time.monotonic(), []
+    for name, at in zip(order, times, strict=True):
+        wait_for(lambda at=at: time.monotonic() - began >= at, for_s, "the next kill")
+        system.up(name)
+        pid = system.kill(name)
+        done.append(name)
+        print(f"{time.monotonic() - began:7.2f} s  kill -9 {name} ({pid})", flush=True)
+        if name == "launcher":
+            system.start()
+    return done
+
+
+def survive(system: System, undisturbed: Undisturbed, rng: random.Random, kills: int, for_s: float) -> None:
+    system.start()
+    follower = Following(system.settings)
+    stream = follower.wait("stream_started").stream
+    done = Counter(kill_at_random(system, rng, kills, for_s))
+    assert follower.find("stream_ended") is None, "the stream ended before the last kill"
+    assert sum(done.values()) >= kills - 2 and min(done.values()) >= 5, done
+    follower.wait("stream_ended", 180.0)
+    undisturbed.assert_same(system, stream)
+    assert_reached(system, follower)
+    system.stop()
+
+
+def test_kill_9_of_everything_loses_and_doubles_nothing(
+    processes: Processes, settings: Settings, undisturbed: Undisturbed
+) -> None:
+    chosen = seed()
+    print(f"seed {chosen}")
+    system = System(processes, settings, file_source(undisturbed.clip, "1"))
+    survive(system, undisturbed, random.Random(chosen), 30, 0.9 * undisturbed.end / RATE)
+
+
+def test_a_stopped_feed_loses_and_doubles_nothing(
+    processes: Processes, settings: Settings, undisturbed: Undisturbed
+) -> None:
+    """SIGSTOP: it keeps its name, its sockets take messages, and nobody gets an answer."""
+    rng = random.Random(chosen := seed())
+    print(f"seed {chosen}")
+    system = System(processes, settings, file_source(undisturbed.clip, "4"))
+    system.start()
+    follower = Following(system.settings)
+    stream = follower.wait("stream_started").stream
+    for stop_s in rng.sample((2.0, 3.0, 5.0, 8.0), 4):
+        await_more(follower, rng.randrange(1, 4))
+        pass_time(rng.uniform(0.0, 1.0))
+        system.signal("feed", signal.SIGSTOP)
+        print(f"feed stopped for {stop_s} s at event {len(follower.events)}")
+        pass_time(stop_s)
+        system.signal("feed", signal.SIGCONT)
+    follower.wait("stream_ended", 120.0)
+    assert "feed does not answer" in system.log("transcriber"), "no stop met an append"
+    assert "died" not in system.launcher.output(), "somebody fell over"
+    undisturbed.assert_same(system, stream)
+    assert_reached(system, follower)
+    system.stop()
+
+
+def test_two_transcribers_of_one_name_write_each_word_once(
+    processes: Processes, settings: Settings, undisturbed: Undisturbed
+) -> None:
+    """The second one ignores the name lock; the journal's compare-and-set alone keeps them apart. Each is stopped for
+    a while in turn, so that it comes back with a place that is long gone."""
+    system = System(processes, settings, file_source(undisturbed.clip, "4"))
+    system.start()
+    follower = Following(system.settings)
+    stream = follower.wait("stream_started").stream
+    config = str(processes.config(system.settings))
+    argv = [sys.executable, "-m", "tests.standin_transcriber", "--config", config, "second"]
+    other = processes.spawn(argv, "second")
+    wait_for(lambda: "stream opened" in other.output(), 60.0, "the second transcriber")
+    for _ in range(2):
+        system.signal("transcriber", signal.SIGSTOP)
+        await_more(follower, 3)
+        system.signal("transcriber", signal.SIGCONT)
+        other.signal(signal.SIGSTOP)
+        await_more(follower, 3)
+        other.signal(signal.SIGCONT)
+    follower.wait("stream_ended", 120.0)
+    assert other.alive and "died" not in system.launcher.output()
+    for log in (system.log("transcriber"), other.output()):
+        assert "place taken from the journal" in log, "they never met"
+    undisturbed.assert_same(system, stream)
+    assert_reached(system, follower)
+    assert other.stop() == 0
+    system.stop()
+
+
+def test_a_place_that_kills_is_given_up_after_three_times_and_retried(
+    processes: Processes, settings: Settings, undisturbed: Undisturbed
+) -> None:
+    """One utterance ends the transcriber by a signal, another by an exception; a person tries again, twice."""
+    spans = [json.loads(line)["span"] for line in undisturbed.lines if '"transcript"' in line]
+    bad = {"segv": spans[2], "raise": spans[5]}
+    settings.data.mkdir()
+    faults = settings.data / "fault-transcriber"
+    faults.write_text("".join(f"{kind} {(span[0] + span[1]) // 2}\n" for kind, span in bad.items()))
+    small = msgspec.structs.replace(settings.capture, file_s=2)  # an utterance lies in several files of the backlog
+    settings = msgspec.structs.replace(settings, capture=small)
+    system = System(processes, settings, file_source(undisturbed.clip, "50"), program="tests.standin_transcriber")
+    system.start()
+    follower = Following(system.settings)
+    stream = follower.wait("stream_ended", 180.0).stream
+    events = system.journal()
+    gaps = [body(e) for e in events if e.kind == "gap"]
+    assert [(list(g.span), g.reason, g.retryable) for g in gaps] == [(s, "failed", True) for s in bad.values()]
+    assert assert_whole(events, stream) == undisturbed.end
+    heard = [list(body(e).span) for e in events if e.kind in ("transcript", "suppressed")]
+    assert len(heard) + 2 == sum('"transcript"' in x or '"suppressed"' in x for x in undisturbed.lines)
+    assert not [s for s in bad.values() if s in heard]
+    deaths = system.launcher.output()
+    assert deaths.count("transcriber died (signal 11)") == deaths.count("transcriber died (exit 1)") == 3, deaths
+    assert system.log("transcriber").count('"event": "gave up"') == 2
+    lost = sum(s[1] - s[0] for s in bad.values())
+    before = coverage(follower, stream, lambda c: c.gap == lost)
+
+    # The cause is still there: the worker must not die of it for ever.
+    done = system("retry", stream)
+    assert done.returncode == 0 and "2 failed parts will be transcribed again" in done.stdout, done.stderr
+    wait_for(lambda: len([e for e in follower.events if e.kind == "gap"]) == 4, 120.0, "the retries' failure")
+    assert coverage(follower, stream) == before
+
+    faults.unlink()
+    done = system("retry", stream)
+    assert done.returncode == 0 and "2 failed parts" in done.stdout, done.stderr
+    again = wait_for(lambda: len(found := retried(follower)) == 2 and found, 60.0, "the retried captions")
+    assert {tuple(body(e).span) for e in again} == {tuple(s) for s in bad.values()}
+    assert all(body(e).text and body(e).words and body(e).revision == 2 for e in again)
+    after = coverage(follower, stream, lambda c: c.gap == 0)
+    assert after.text == before.text + lost
+    assert (after.silence, after.suppressed, after.pending) == (before.silence, before.suppressed, 0)
+    assert assert_whole(system.journal(), stream) == undisturbed.end
+    assert "nothing failed" in system("retry", stream).stderr
+    assert_reached(system, follower)
+    system.stop()
+
+
+def test_a_capture_killed_after_its_last_write_is_not_played_again(processes: Processes, settings: Settings) -> None:
+    """Its exit status says killed, its stream says finished."""
+    write_wav(settings.data.parent / "short.wav", quiet(2.0))
+    system = System(processes, settings, file_source(settings.data.parent / "short.wav", "10"))
+    launcher = system.start()
+    pid = system.up("capture@talk")
+    (folder,) = wait_for(lambda: backlog.streams(settings.streams))
+    while not backlog.read_meta(folder).ended:  # type: ignore[union-attr]  # asked without a pause: it lives on for 20 ms
+        pass
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: "capture@talk is finished" in launcher.output() or "capture@talk died" in launcher.output())
+    assert "capture@talk died" not in launcher.output()
+    assert system.ended(60.0).stream == folder.name and backlog.streams(settings.streams) == [folder]
+    system.stop()
+
+
+def test_a_live_pipe_goes_on_after_its_capture_was_killed(processes: Processes, settings: Settings) -> None:
+    """What was said while capture was dead is gone: a gap with that reason, and everything else has its class."""
+    system = System(processes, settings, Source(name="talk", kind="stdin"))
+    pipe = LivePipe(system.start(stdin=subprocess.PIPE), samples(RECORDING)[: 30 * RATE].astype("<i2").tobytes())
+    follower = Following(system.settings)
+    try:
+        stream = follower.wait("stream_started").stream
+        await_more(follower, 2)
+        pid = 0
+        for _ in range(4):  # each restart waits longer, and a pipe holds two seconds
+            pid = system.up("capture@talk", but=pid)
+            system.kill("capture@talk")
+        end = body(follower.wait("stream_ended", 90.0)).end
+    finally:
+        pipe.close()
+    events = system.journal()
+    assert assert_whole(events, stream) == end
+    folder = system.settings.streams / stream
+    holes = [((h.start, h.end), h.reason, False) for h in backlog.holes(folder)]
+    gaps = [(body(e).span, body(e).reason, body(e).retryable) for e in events if e.kind == "gap"]
+    assert gaps == holes and {reason for _, reason, _ in gaps} == {"capture was down"}
+    lost = sum(b - a for (a, b), *_ in gaps)
+    print(f"{len(gaps)} gaps, {lost / RATE:.2f} s lost of {end / RATE:.2f} s")
+    assert 0.5 * RATE < lost < 20 * RATE
+    assert sum(backlog.size_samples(path) for _, path in backlog.audio_files(folder)) + lost == end
+    assert any(body(e).span[0] > gaps[-1][0][1] for e in events if e.kind == "transcript"), "no captions after it"
+    assert abs(end / RATE - pipe.lasted_s) < 2.0, "samples have their place by the clock"
+    assert_reached(system, follower)
+    system.stop()
+
+
+class LivePipe:
+    """PCM into a process' stdin in real time, as from a sound card: what nobody takes in time is lost."""
+
+    def __init__(self, process: Started, pcm: bytes) -> None:
+        assert process.popen.stdin
+        self._pipe, self._pcm, self.lasted_s = process.popen.stdin, pcm, 0.0
+        os.set_blocking(self._pipe.fileno(), False)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        began, at, piece = time.monotonic(), 0, 4096  # at most PIPE_BUF: all of it is taken, or nothing
+        while at < len(self._pcm) and not self._stop.wait(0.02):
+            due = int((time.monotonic() - began) * RATE) * 2
+            while at + piece <= due:
+                with contextlib.suppress(BlockingIOError):
+                    os.write(self._pipe.fileno(), self._pcm[at : at + piece])
+                at += piece
+        self.lasted_s = time.monotonic() - began
+        self._pipe.close()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def retried(follower: Following) -> list[m.Event]:
+    return [e for e in follower.events if e.kind == "transcript" and body(e).supersedes]
+
+
+def coverage(follower: Following, stream: str, wanted: Callable[[m.Coverage], bool] = lambda c: True) -> m.Coverage:
+    """Of a beat from now on that shows what is wanted."""
+    old = follower.last_beat
+
+    def look() -> m.Coverage | None:
+        beat = follower.last_beat
+        found = beat.streams.get(stream) if beat and beat is not old else None
+        return found.coverage if found and wanted(found.coverage) else None
+
+    found = wait_for(look, 20.0, "such a coverage in the beat")
+    assert found
+    return found
+
+
+def await_more(follower: Following, count: int) -> None:
+    seen = len(follower.events)
+    wait_for(lambda: len(follower.events) >= seen + count, 60.0, f"{count} more events")
+
+
+def pass_time(seconds: float) -> None:
+    """Stretches of time are what is tested here: how long a process stands still, when it is killed."""
+    end = time.monotonic() + seconds
+    wait_for(lambda: time.monotonic() >= end, seconds + 5.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Kill everything at random over one stream, then compare its journal.")
+    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=seed())
+    args = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="sw-"))
+    repeats = max(1, round(args.kills / 18))  # some 3.3 s for each kill
+    print(f"seed {args.seed}; first the undisturbed run")
+    undisturbed = Undisturbed(folder, repeats)
+    settings = Settings(data_dir=str(folder / "killed"))
+    processes = Processes(folder, settings)
+    try:
+        system = System(processes, settings, file_source(undisturbed.clip, "1"))
+        survive(system, undisturbed, random.Random(args.seed), args.kills, 0.9 * undisturbed.end / RATE)
+    finally:
+        processes.close()
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f"{args.kills} kills: the same {len(undisturbed.lines)} captions, silences and gaps, word for word")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
