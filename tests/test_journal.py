@@ -193,7 +193,7 @@ def test_purge_really_deletes_the_text(journal: Journal) -> None:
     secret = "the launch code is nine seven five"
     told = m.Suppressed(span=(0, 5), text=secret, reason="loop", segment="s:0")
     for n in range(50):
-        one(journal, append(n, told, producer="p", state=secret.encode()))
+        one(journal, append(n, told, producer="p", state=secret.encode(), audio=5))
     one(journal, append(0, silence(0, 1), stream="other"))
     assert secret.encode() in b"".join(p.read_bytes() for p in journal.path.parent.iterdir())
     (event,) = journal.purge("s")
@@ -202,8 +202,42 @@ def test_purge_really_deletes_the_text(journal: Journal) -> None:
     assert [e.purged for e in held] == [True] * 50 + [False, False]
     assert [e.seq for e in held] == list(range(1, 53))
     assert secret.encode() not in b"".join(p.read_bytes() for p in journal.path.parent.iterdir())
-    assert journal.at("p", "s").n == 50  # the place stays: nothing is transcribed again
+    assert journal.at("p", "s") == m.At(
+        n=51, positions={"audio": 5}, state=b"", head=52
+    )  # nothing is transcribed again
     assert journal.purge("s") == []  # once is enough
+
+
+def test_a_step_begun_before_a_purge_brings_no_words_after_it(journal: Journal) -> None:
+    one(journal, append(0, silence(0, 1), producer="p", audio=1))
+    begun = append(1, m.Suppressed(span=(1, 2), text="secret", reason="loop"), producer="p", audio=2)
+    journal.purge("s")
+    answers, events = journal.append([begun])
+    assert not events and answers == [m.At(n=2, positions={"audio": 1}, state=b"", head=2)]
+
+
+def test_a_stream_purged_with_its_audio_is_new_when_it_comes_again(journal: Journal) -> None:
+    one(journal, append(0, silence(0, 10), producer="transcriber", state=b"x", audio=10, meta=2))
+    journal.purge("s", forget=True)
+    assert journal.at("transcriber", "s") == m.At(n=2, positions={}, state=b"", head=2)
+    assert isinstance(one(journal, append(2, silence(0, 20), producer="transcriber", audio=20)), m.At)
+    assert Journal(journal.path.parent).sums == {"s": {"silence": 20}}
+
+
+@pytest.mark.parametrize("stream", ["", "..", "../../x", "a/b", "a\0b", ".hidden", "x" * 201, "a\nb"])
+def test_a_name_that_is_no_folder_of_its_own_is_no_stream(journal: Journal, stream: str) -> None:
+    refused = one(journal, append(0, m.SummaryWanted(), stream=stream))
+    assert isinstance(refused, m.Refused) and "malformed stream name" in refused.reason and not refused.retry_after_s
+    assert journal.head == 0
+
+
+def test_numbers_that_sqlite_cannot_hold_are_refused_or_mean_the_end(journal: Journal) -> None:
+    huge = 2**64 - 1
+    refused = one(journal, append(0, silence(0, huge), producer="transcriber", audio=huge))
+    assert isinstance(refused, m.Refused) and refused.reason.startswith("malformed")
+    one(journal, append(0, silence(0, 1)))
+    page = Reader(journal.path, journal.id).page(m.Replay(after=huge))
+    assert (page.head, page.upto, page.events) == (1, 1, ())
 
 
 def test_a_transaction_that_breaks_leaves_memory_as_the_disk_is(

@@ -134,7 +134,11 @@ class Runner:
         if now < self._next_look:
             return
         self._next_look = now + LOOK_EVERY_S
-        for folder in backlog.streams(self.settings.streams):
+        folders = backlog.streams(self.settings.streams)
+        self._finished &= {
+            folder.name for folder in folders
+        }  # a file that is captured again after a purge has its old name
+        for folder in folders:
             if folder.name in self._finished or folder.name in self.sessions:
                 continue
             meta = backlog.read_meta(folder)

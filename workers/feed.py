@@ -221,7 +221,7 @@ class Feed:
         if stream not in self.journal.heads:
             return m.Refused(reason=f"no stream {stream!r} in the journal")
         try:
-            events = self.journal.purge(stream)
+            events = self.journal.purge(stream, forget=not (self.settings.streams / stream).exists())
         except OSError as e:
             return m.Refused(reason=str(e), retry_after_s=1.0)
         for event in events:

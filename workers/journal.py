@@ -7,8 +7,10 @@ asks again (compare-and-set on its append count n) never doubles anything.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -51,6 +53,8 @@ CREATE TABLE IF NOT EXISTS tiles (
 COLUMNS = "seq, prev, stream, kind, producer, n, at_ns, body"
 ROWS_LOOKED_AT = 5_000  # bound of one page's work when few events match
 PURGE_RUNS = 10_000  # runs of seqs in one Purged event
+LARGEST = 2**63 - 1  # integer that SQLite holds; MessagePack has larger ones
+STREAM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,199}")  # it is the name of a folder, too
 _positions = msgspec.msgpack.Decoder(dict[str, int])
 
 
@@ -134,6 +138,10 @@ class Journal:
             return None
         if sum(len(memoryview(e)) for e in a.events) + len(a.state or b"") > APPEND_BYTES:
             return Refused(reason=f"too large: an append holds at most {APPEND_BYTES} bytes")
+        if not STREAM_NAME.fullmatch(a.stream):
+            return Refused(
+                reason="malformed stream name: 1 to 200 of A-Z a-z 0-9 _ . @ + - that begin with none of .@+-"
+            )
         kinds: list[str] = []
         tiles: list[coverage.Tile] = []
         for raw in a.events:
@@ -144,6 +152,8 @@ class Journal:
                 return Refused(reason=f"malformed event: {e}")
             kinds.append(kind)
             tile = coverage.tile_of(body) if body is not None and a.producer == COVERAGE_PRODUCER else None  # type: ignore[arg-type]
+            if tile and not 0 <= tile.span[0] < tile.span[1] <= LARGEST:
+                return Refused(reason=f"malformed event: no span {tile.span}")
             if tile:
                 tiles.append(tile)
         new_positions = positions | a.positions
@@ -193,8 +203,12 @@ class Journal:
         self._db.execute("INSERT OR REPLACE INTO tiles VALUES (?, ?, ?, ?)", (stream, *tile.span, tile.klass))
         coverage.add(self.sums.setdefault(stream, {}), tile, replaced)
 
-    def purge(self, stream: str) -> list[Event]:
-        """Overwrite the bodies of all events of `stream`; returns the Purged events. OSError when the disk is full."""
+    def purge(self, stream: str, forget: bool = False) -> list[Event]:
+        """Overwrite the bodies of all events of `stream`; returns the Purged events. OSError when the disk is full.
+
+        It counts as an append of every producer there, so that no step begun before it can bring words afterwards.
+        `forget`: the audio is gone too; should a stream of this name come again (a file has always the same), it is new.
+        """
         rows = self._db.execute(
             "SELECT seq FROM events WHERE stream = ? AND body IS NOT NULL AND kind != 'purged' ORDER BY seq", (stream,)
         ).fetchall()
@@ -209,7 +223,9 @@ class Journal:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("UPDATE events SET body = NULL WHERE stream = ? AND kind != 'purged'", (stream,))
             self._db.execute("DELETE FROM tiles WHERE stream = ?", (stream,))
-            self._db.execute("UPDATE places SET state = x'' WHERE stream = ?", (stream,))
+            self._db.execute("UPDATE places SET n = n + 1, state = x'' WHERE stream = ?", (stream,))
+            if forget:
+                self._db.execute("UPDATE places SET positions = ? WHERE stream = ?", (encode({}), stream))
             n, positions, _ = self.places.get(("feed", stream), (0, {}, b""))
             for i in range(0, len(runs), PURGE_RUNS):
                 n += 1
@@ -231,7 +247,8 @@ class Journal:
             raise OSError(self._why(e)) from e
         self._load()
         # Old copies of the overwritten pages lie in the WAL until it is cut; a reader may delay that to the next one.
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        with contextlib.suppress(sqlite3.Error):  # a full disk: the purge is committed, the next checkpoint comes later
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return events
 
     def _abandon(self) -> None:
@@ -268,9 +285,10 @@ class Reader:
         self._db.execute("BEGIN")
         try:
             first, head = self._db.execute("SELECT ifnull(min(seq), 0), ifnull(max(seq), 0) FROM events").fetchone()
-            where, values = "seq > ?", [ask.after]
+            after = min(ask.after, LARGEST)
+            where, values = "seq > ?", [after]
             if ask.stream is not None:
-                where, values = "stream = ? AND seq > ?", [ask.stream, ask.after]  # type: ignore[list-item]
+                where, values = "stream = ? AND seq > ?", [ask.stream, after]  # type: ignore[list-item]
             events: list[Event] = []
             size, upto = 0, head
             rows = self._db.execute(f"SELECT {COLUMNS} FROM events WHERE {where} ORDER BY seq", values)
