@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import messages as m
-from workers.journal import Journal, Reader
+from workers.journal import Journal, Reader, connect
 
 pytestmark = pytest.mark.pure
 
@@ -206,6 +207,22 @@ def test_purge_really_deletes_the_text(journal: Journal) -> None:
         n=51, positions={"audio": 5}, state=b"", head=52
     )  # nothing is transcribed again
     assert journal.purge("s") == []  # once is enough
+
+
+def test_a_purge_that_was_killed_after_its_commit_deletes_when_the_feed_is_back(journal: Journal) -> None:
+    secret = "the launch code is nine seven five"
+    one(journal, append(0, m.Suppressed(span=(0, 5), text=secret, reason="loop"), producer="p"))
+    reader = connect(journal.path, read_only=True)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM events").fetchall()  # the WAL cannot be cut now, as if the kill had come before it
+    journal.purge("s")
+    killed = journal.path.parent.with_name("killed")
+    shutil.copytree(journal.path.parent, killed)
+    assert secret.encode() in b"".join(p.read_bytes() for p in killed.iterdir())
+    reader.close()
+    again = Journal(killed)
+    assert secret.encode() not in b"".join(p.read_bytes() for p in killed.iterdir())
+    again.close()
 
 
 def test_a_step_begun_before_a_purge_brings_no_words_after_it(journal: Journal) -> None:

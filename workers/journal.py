@@ -83,6 +83,8 @@ class Journal:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA secure_delete=ON")  # purged bodies are overwritten, not just unlinked
         self._db.executescript(SCHEMA)
+        # A feed killed in a purge, after its commit, left the old copies of the overwritten pages in the WAL.
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         self._db.execute("INSERT OR IGNORE INTO meta VALUES ('journal', ?)", (os.urandom(8).hex(),))
         self.id: str = self._db.execute("SELECT value FROM meta WHERE key = 'journal'").fetchone()[0]
         self._load()
@@ -207,7 +209,7 @@ class Journal:
         """Overwrite the bodies of all events of `stream`; returns the Purged events. OSError when the disk is full.
 
         It counts as an append of every producer there, so that no step begun before it can bring words afterwards.
-        `forget`: the audio is gone too; should a stream of this name come again (a file has always the same), it is new.
+        `forget`: the audio is gone too; a stream of this name that comes again (a file always has the same) is new.
         """
         rows = self._db.execute(
             "SELECT seq FROM events WHERE stream = ? AND body IS NOT NULL AND kind != 'purged' ORDER BY seq", (stream,)
