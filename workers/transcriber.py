@@ -7,6 +7,7 @@ the decoder's prompt), so a restart after a kill writes exactly what would have 
 
 from __future__ import annotations
 
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ PROMPT_TEMPERATURE = 0.5  # text decoded hotter than this is no context for what
 EDGE_SAMPLES = m.SAMPLE_RATE // 5  # words may reach this far beyond what the VAD calls voice
 TAIL_SAMPLES = m.SAMPLE_RATE * 2 // 5  # alignment ends the last word early by up to this
 FRAME_SAMPLES = m.SAMPLE_RATE // 100  # sound is looked for in frames of 10 ms
+_WORD = re.compile(r"\w+")
 
 
 class Decoded(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,30 +152,35 @@ class Transcriber(Worker):
 
     def _decode(self, model: Any, features: Floats, first: int, prompt: tuple[int, ...]) -> Any:
         """Greedy with the prompt, then without it (it is what loops feed on), then warmer and warmer."""
-        tries = [(TEMPERATURES[0], prompt)] + [(t, ()) for t in (TEMPERATURES if prompt else TEMPERATURES[1:])]
+        lead = self._first_prompt()
+        tries = [(TEMPERATURES[0], lead + prompt)] + [(t, lead) for t in (TEMPERATURES if prompt else TEMPERATURES[1:])]
         result = None
-        for temperature, context in tries:
+        while tries:
+            (temperature, context), *tries = tries
             self.torch.manual_seed(first)  # sampling is a function of the place in the stream
             options = self.whisper.DecodingOptions(
                 language=self._language(model),
                 temperature=temperature,
-                prompt=[*self._first_prompt(), *context] or None,
+                prompt=list(context) or None,
                 without_timestamps=True,
                 fp16=False,
             )
             result = model.decode(features, options)
             quiet = result.no_speech_prob > self.s.no_speech_threshold
             unsure = result.avg_logprob < self.s.logprob_threshold
-            if (quiet and unsure) or not (unsure or result.compression_ratio > self.s.compression_ratio_threshold):
+            if quiet and unsure:
+                break
+            if context and echoes(result.text, self.s.first_prompt):
+                tries = [(t, ()) for t in TEMPERATURES]  # what it says again without any prompt was really said
+            elif not (unsure or result.compression_ratio > self.s.compression_ratio_threshold):
                 break
         return result
 
-    def _first_prompt(self) -> list[int]:
+    def _first_prompt(self) -> tuple[int, ...]:
         """Tokens that make the decoder expect running speech; without any context it mishears short utterances."""
         if not self.s.first_prompt or (self.model.is_multilingual and self.s.language != "en"):
-            return []
-        tokens: list[int] = self._tokenizer("en").encode(" " + self.s.first_prompt.strip())
-        return tokens
+            return ()
+        return tuple(self._tokenizer("en").encode(" " + self.s.first_prompt.strip()))
 
     def _language(self, model: Any) -> str | None:
         if self.s.language != "auto":
@@ -263,6 +270,13 @@ def snapped(words: tuple[m.Word, ...], sound: npt.NDArray[np.bool_], origin: int
     if len(at := within(last.span[0], min(limit, last.span[1] + TAIL_SAMPLES))):
         last = msgspec.structs.replace(last, span=(last.span[0], max(last.span[0], int(at[-1]) + FRAME_SAMPLES)))
     return (*words[:-1], last)
+
+
+def echoes(text: str, prompt: str) -> bool:
+    """True when `text` holds all of `prompt`, or is a piece of it of three words or more: heard in sounds that are no
+    speech, where the prompt is all that the decoder goes by."""
+    said, given = (f" {' '.join(_WORD.findall(s.lower()))} " for s in (text, prompt))
+    return given in said or (said in given and said.count(" ") > 3)
 
 
 def looping(text: str) -> bool:
