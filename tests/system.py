@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ import msgspec
 import numpy as np
 
 from common import messages as m
-from common import wire
+from common import models, wire
 from common.console import free_port
 from common.feed_client import FeedClient, replay
 from common.process import holder, signal_holder, wait_gone
-from common.settings import Settings, Source
+from common.settings import Settings, Source, TranscriberSettings, UserError
+from tests.capture_helpers import audio_of
 from tests.conftest import ROOT, Processes, Started, clean_environment, wait_for
-from tests.speech import RATE, Samples
+from tests.speech import RATE, Samples, samples, write_wav
 
+RECORDING = ROOT / "examples" / "recording.flac"  # 44 s of speech
 TILES = ("transcript", "silence", "suppressed", "gap")  # kinds whose spans classify the audio
 
 
@@ -43,6 +46,7 @@ class System:
 
     def start(self, **popen: Any) -> Started:
         """Start the launcher; again after its kill."""
+        weights()
         self.launcher = self.processes.spawn([*self._argv, "run-all"], "run-all", **popen)
         return self.launcher
 
@@ -151,6 +155,22 @@ class Following:
             self._client.close()
 
 
+@cache
+def weights() -> None:
+    """The models that the default settings need."""
+    for name in (TranscriberSettings().model, "silero_vad"):
+        try:
+            models.available(Settings(), name)
+        except UserError:
+            models.fetch(Settings(), [name])
+
+
+def recording_text() -> str:
+    """The words of RECORDING."""
+    lines = RECORDING.with_suffix(".txt").read_text().splitlines()
+    return " ".join(line.split("\t")[2] for line in lines)
+
+
 def body(event: m.Event) -> Any:
     decoded = event.decode()
     assert decoded is not None, event
@@ -205,3 +225,42 @@ def quiet(seconds: float, seed: int = 1) -> Samples:
 
 def file_source(path: Path, pace: str, name: str = "talk") -> Source:
     return Source(name=name, kind="file", path=str(path), pace=pace)
+
+
+def compose(path: Path, repeats: int = 1) -> None:
+    """Real speech, a long pause, speech backwards (sound that is no language), and the speech again."""
+    speech = samples(RECORDING)
+    backwards = speech[2 * RATE : 9 * RATE][::-1]
+    write_wav(path, speech, *[quiet(9.3), backwards, quiet(2.1), speech] * repeats, quiet(1.7))
+
+
+class Undisturbed:
+    """The clip, and what the journal of a run without any disturbance holds."""
+
+    def __init__(self, folder: Path, repeats: int = 1) -> None:
+        self.clip = folder / "clip.wav"
+        compose(self.clip, repeats)
+        settings = Settings(data_dir=str(folder / "data"))
+        processes = Processes(folder, settings)
+        try:
+            system = System(processes, settings, file_source(self.clip, "1000"))
+            system.start()
+            ended = system.ended(120.0 + 60.0 * repeats)
+            events = system.journal()
+            self.end = assert_whole(events, ended.stream)
+            self.lines = content(events, ended.stream)
+            self.appends = [(e.kind, e.n) for e in events if e.producer == "transcriber"]
+            self.audio = audio_of(settings.streams / ended.stream)
+            system.stop()
+        finally:
+            processes.close()
+
+    def assert_same(self, system: System, stream: str) -> None:
+        """The journal and the backlog of `system` hold exactly what ours hold."""
+        events = system.journal()
+        assert {e.stream for e in events} == {stream}, "one source, one stream"
+        assert assert_whole(events, stream) == self.end
+        assert content(events, stream) == self.lines
+        assert [(e.kind, e.n) for e in events if e.producer == "transcriber"] == self.appends
+        assert audio_of(system.settings.streams / stream) == self.audio
+        assert system.state_hash().upto == len(events)
