@@ -16,7 +16,7 @@ from capture.intake import elapsed_ns
 from common import backlog
 from common.backlog import Anchor, Meta
 from common.messages import SAMPLE_RATE
-from common.settings import Settings, Source
+from common.settings import Settings, Source, UserError
 
 
 class Found(NamedTuple):
@@ -73,6 +73,8 @@ class Stream:
             live = None
             self.folder = self.settings.streams / f"{self.source.name}-{content[:16]}"
             self.meta = backlog.read_meta(self.folder)
+            if self.meta is None and (damaged := self.folder / "meta.json").exists():
+                raise UserError(f"{damaged} cannot be read; to begin anew: swapscribe purge {self.folder.name}")
             self.position = backlog.head(self.folder) if self.meta else 0
         elif live:
             self.folder, self.meta, self.position = live.folder, live.meta, live.head

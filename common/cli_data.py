@@ -28,10 +28,14 @@ def streams(given: Given) -> None:
     from common import backlog, console
 
     settings = given.settings()
-    found = [(p, meta) for p in backlog.streams(settings.streams) if (meta := backlog.read_meta(p))]
-    if not found:
+    folders = backlog.streams(settings.streams)
+    if not folders:
         raise UserError(f"no streams in {settings.streams}")
-    for folder, meta in found:
+    for folder in folders:
+        meta = backlog.read_meta(folder)
+        if meta is None:
+            click.echo(f"{folder.name}  cannot be read, so nobody captions it: {folder / 'meta.json'}")
+            continue
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(meta.started_ns / 1e9))
         state = f"ended: {meta.end_reason}" if meta.ended else "open"
         click.echo(

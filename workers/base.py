@@ -8,6 +8,7 @@ one position becomes a Gap, loudly; the audio stays and `swapscribe retry` tries
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -26,6 +27,7 @@ from workers.poison import Poison
 
 LOOK_EVERY_S = 0.5  # for new streams and audio, should a doorbell be lost
 STATUS_EVERY_S = 1.0
+UNREADABLE_S = 10.0  # after which audio that could not be read is tried again
 BATCH_EVERY_S = 30.0  # a batch stream gets one step at least this often, however busy the live ones are
 
 
@@ -53,6 +55,7 @@ class Session(ABC):
 
     def __init__(self, folder: Path, meta: backlog.Meta, at: m.At) -> None:
         self.folder, self.meta, self.at = folder, meta, at
+        self.served_s = 0.0  # monotonic clock of its last step
         self.position = at.positions.get("audio", 0)
 
     @property
@@ -104,6 +107,7 @@ class Runner:
         self.sessions: dict[str, Session] = {}
         self.phase = "loading"
         self._finished: set[str] = set()
+        self._unreadable: dict[str, tuple[float, str]] = {}  # stream -> when it is tried again, what is wrong
         self._bells = wire.subscriber([], ["doorbell"])
         self._connected: set[str] = set()
         self._retries = FeedClient(self.settings, kinds=("retry",))
@@ -135,15 +139,16 @@ class Runner:
             return
         self._next_look = now + LOOK_EVERY_S
         folders = backlog.streams(self.settings.streams)
-        self._finished &= {
-            folder.name for folder in folders
-        }  # a file that is captured again after a purge has its old name
+        self._finished &= {f.name for f in folders}  # a file that is captured again after a purge has its old name
         for folder in folders:
             if folder.name in self._finished or folder.name in self.sessions:
+                continue
+            if now < self._unreadable.get(folder.name, (0.0, ""))[0]:
                 continue
             meta = backlog.read_meta(folder)
             if meta:
                 self._open(folder, meta)
+        self._unreadable = {n: v for n, v in self._unreadable.items() if (self.settings.streams / n).exists()}
         for name, session in list(self.sessions.items()):
             session.meta = backlog.read_meta(session.folder) or session.meta
             if not session.folder.exists():  # purged
@@ -181,28 +186,42 @@ class Runner:
     # -- work -------------------------------------------------------------------------------------------------------
 
     def _turn(self, model: Any) -> bool:
-        """One bounded piece of work; False when there is none. Live streams before batch, oldest place first."""
+        """One bounded piece of work; False when there is none. Live streams, in turn, before batch."""
         if self._waiting:
             self._retry(model, self._waiting[0])
             self._waiting.pop(0)
             return True
         now = time.monotonic()
-        live = [s for s in self.sessions.values() if s.meta.lane == "live"]
+        live = sorted((s for s in self.sessions.values() if s.meta.lane == "live"), key=lambda s: s.served_s)
         batch = [s for s in self.sessions.values() if s.meta.lane != "live"]
         order = [*batch, *live] if batch and now >= self._batch_at + BATCH_EVERY_S else [*live, *batch]
         for session in order:
             self.phase = "scanning"
-            found = session.scan()
+            try:
+                found = session.scan()
+            except OSError as e:
+                self._rest(session, e)
+                continue
+            self._unreadable.pop(session.meta.stream, None)
             if found is None:
                 if self._close_if_done(session):
                     return True
                 continue
+            session.served_s = now
             if session.meta.lane != "live":
                 self._batch_at = now
             step = self._infer(model, session, found) if isinstance(found, Work) else found
             self._append(session, step)
             return True
         return False
+
+    def _rest(self, session: Session, error: OSError) -> None:
+        """Audio that cannot be read (a bad disk, somebody else's file) waits, and stops no other stream."""
+        stream = session.meta.stream
+        if stream not in self._unreadable:
+            self.log.warning("audio cannot be read; tried again and again", stream=stream, error=str(error))
+        self._unreadable[stream] = (time.monotonic() + UNREADABLE_S, f"{stream} cannot be read: {error}")
+        del self.sessions[stream]
 
     def _infer(self, model: Any, session: Session, work: Work) -> Step:
         stream = session.meta.stream
@@ -296,7 +315,11 @@ class Runner:
 
     def _again(self, model: Any, stream: str, gap: m.Gap, seq: int) -> m.Body:
         after = {"revision": gap.revision + 1, "supersedes": f"{gap.segment}/{gap.revision}"}
-        pcm = backlog.Reader(self.settings.streams / stream).samples(gap.span)
+        try:
+            pcm = backlog.Reader(self.settings.streams / stream).samples(gap.span)
+        except OSError as e:
+            self.log.warning("cannot retry; the gap stays", stream=stream, span=gap.span, error=str(e))
+            return msgspec.structs.replace(gap, **after)
         if pcm is None:
             self.log.warning("cannot retry: the audio is gone", stream=stream, span=gap.span)
             return msgspec.structs.replace(gap, reason="failed; its audio is gone", retryable=False, **after)
@@ -322,9 +345,14 @@ class Runner:
         while not self.process.stopping:
             lags = {}
             for name, s in list(self.sessions.items()):
-                head = s.meta.end if s.meta.ended else backlog.head(s.folder)
-                lags[name] = round(max(0.0, backlog.seconds(head - s.reached)), 3)
-            appender.tell(m.WorkerStatus(worker=self.worker.name, pid=os.getpid(), phase=self.phase, lag_s=lags))
+                with contextlib.suppress(OSError):
+                    head = s.meta.end if s.meta.ended else backlog.head(s.folder)
+                    lags[name] = round(max(0.0, backlog.seconds(head - s.reached)), 3)
+            trouble = "; ".join(text for _, text in list(self._unreadable.values()))
+            status = m.WorkerStatus(
+                worker=self.worker.name, pid=os.getpid(), phase=self.phase, lag_s=lags, detail=trouble[:500]
+            )
+            appender.tell(status)
             time.sleep(STATUS_EVERY_S)
 
 

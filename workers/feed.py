@@ -7,6 +7,7 @@ producers that got no answer ask again, subscribers heal by replay.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -108,6 +109,9 @@ class Feed:
             replays += more
         self._doorbells = wire.subscriber([], [""])
         self._rung: set[str] = set()
+        self._unreadable: set[str] = set()
+        for source in settings.source:
+            self._listen(source.name)
         self.replay = ReplayThread(replays, self.journal.path, self.journal.id, process.log)
         self.poller = wire.poller(self.append, self._doorbells)
         self._bad = BadMessages(process.log, "append")
@@ -278,9 +282,10 @@ class Feed:
     def _stream(self, stream: str, producers: dict[str, m.ProducerBeat]) -> m.StreamBeat:
         meta = self._metas.get(stream)
         at = producers[COVERAGE_PRODUCER].positions.get("audio", 0) if COVERAGE_PRODUCER in producers else 0
-        head = at  # purged, or known from the journal only
+        head = at  # purged, known from the journal only, or a folder that cannot be read
         if meta is not None:
-            head = meta.end if meta.ended else backlog.head(self.settings.streams / stream)
+            with contextlib.suppress(OSError):
+                head = meta.end if meta.ended else backlog.head(self.settings.streams / stream)
         lag_s = max(0.0, backlog.seconds(head - at))
         status = self._workers.get(COVERAGE_PRODUCER)
         if status and stream in status[1].lag_s:
@@ -305,9 +310,16 @@ class Feed:
                 meta = backlog.read_meta(folder)
                 if meta:
                     self._metas[stream] = meta
-                    if meta.source not in self._rung:
-                        self._rung.add(meta.source)
-                        self._doorbells.connect(wire.ipc(self.settings, doorbell(meta.source)))
+                    self._listen(meta.source)
+                elif stream not in self._unreadable:  # damaged, or somebody else's: nobody will caption it
+                    self._unreadable.add(stream)
+                    self.log.warning("stream left out: its meta.json cannot be read", folder=str(folder))
+
+    def _listen(self, source: str) -> None:
+        """To the doorbell of a capture; of a configured one also before it has a stream: its disk may be full."""
+        if source not in self._rung:
+            self._rung.add(source)
+            self._doorbells.connect(wire.ipc(self.settings, doorbell(source)))
 
     def _low_disk(self) -> str:
         info = os.statvfs(self.settings.data)

@@ -61,7 +61,8 @@ class Utterances(Session):
     @property
     def reached(self) -> int:
         # A cut that waits is a complete utterance nobody has processed: the lag is its age.
-        return self.position + self._cut.end * FRAME if self._cut else self._heard
+        cut = self._cut  # another thread asks
+        return self.position + cut.end * FRAME if cut else self._heard
 
     def scan(self) -> Step | Work | None:
         budget = SCAN_SAMPLES
