@@ -93,7 +93,9 @@ class Intake:
             self.ring.jump(by_clock, self._jump, lost=self._jump != "capture was down")
             self._jump = ""
         if not self.started_ns:
-            self.started_ns = time.time_ns() - count * 10**9 // SAMPLE_RATE
+            # A microphone's samples were heard before they came. A file's were not: its stream must not look older than
+            # the file and than the run that plays it, or it is taken for another one's after a kill.
+            self.started_ns = time.time_ns() - (0 if self.resumable else count * 10**9 // SAMPLE_RATE)
         if not self.ring.put(pcm, patience):
             return False
         self._heard = (self.ring.end, clock)

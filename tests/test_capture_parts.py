@@ -137,6 +137,15 @@ def test_a_device_that_was_away_leaves_a_hole(clock: list[float]) -> None:
     assert ring.lost == 3 * RATE
 
 
+def test_a_file_is_not_older_than_the_run_that_plays_it() -> None:
+    """Else a killed capture takes its own stream for one of another file, and a killed launcher plays it again."""
+    for resumable, heard_before_s in ((True, 0.0), (False, 1.0)):
+        intake, before = Intake(Ring(30)), time.time_ns()
+        intake.resumable = resumable
+        intake.put(bytes(2 * RATE), Patience.NEVER)  # a second of sound
+        assert 0 <= intake.started_ns + heard_before_s * NS - before < NS / 2
+
+
 def test_anchors_come_each_minute_and_when_a_live_source_leaves_the_clock(clock: list[float]) -> None:
     def run(resumable: bool, chunks: int, seconds_each: float) -> list[int]:
         intake, seen = Intake(Ring(10_000)), list[int]()
