@@ -1,9 +1,9 @@
 """Stand-ins around the real transcriber: one with fault switches, one that ignores the name lock, and their launcher.
 
-    python -m tests.standin_transcriber --config F run-all    the real launcher; its transcriber is `faulty`
-    ... faulty    the real transcriber, but the utterance with a sample that DATA/fault-transcriber names ends it
-                  (a line each: `segv SAMPLE`, `raise SAMPLE`)
-    ... second    the real transcriber without the lock on its name
+python -m tests.standin_transcriber --config F run-all    the real launcher; its transcriber is `faulty`
+... faulty    the real transcriber, but the utterance with a sample that DATA/fault-transcriber names ends it
+              (a line each: `segv SAMPLE`, `raise SAMPLE`)
+... second    the real transcriber without the lock on its name
 """
 
 from __future__ import annotations
