@@ -407,5 +407,20 @@ def test_audio_that_stands_still_is_red_and_an_ended_stream_is_idle() -> None:
     assert health.status(ALIVE, 20.0)["state"] == "idle"
 
 
+def test_a_stream_that_a_kill_left_open_and_nobody_wants_any_more_is_no_trouble() -> None:
+    health = Health(LIVE, 0.0)
+    for second in range(20):
+        health.take(beat({"s": stream(audio_head=second), "old": stream(source="recording")}), float(second))
+    assert list(health.reasons(ALIVE, 19.0)) == []
+    assert list(health.reasons(ALIVE | {"capture@recording": True}, 19.0)) == ["capture@recording: no audio for 19 s"]
+
+
+def test_a_worker_that_complains_is_red() -> None:
+    health = Health(LIVE, 0.0)
+    said = m.WorkerStatus(worker="transcriber", pid=1, phase="idle", detail="s cannot be read: I/O error")
+    health.take(msgspec.structs.replace(beat({"s": stream()}), workers={"transcriber": said}), 0.0)
+    assert list(health.reasons(ALIVE, 0.0)) == ["transcriber: s cannot be read: I/O error"]
+
+
 def test_nothing_heard_at_all_is_red() -> None:
     assert list(Health(Settings(), 0.0).reasons(ALIVE, 2.0)) == ["feed silent for 2 s"]

@@ -61,11 +61,17 @@ class Health:
         for bell in self.beat.captures.values():
             if bell.state not in ("ok", "ended"):
                 yield f"capture@{bell.source}: {bell.state.replace('_', ' ')} {bell.detail}".rstrip()
+        for worker in self.beat.workers.values():
+            if worker.detail:
+                yield f"{worker.worker}: {worker.detail}"
         for source in sorted(self.live_sources - {s.source for s in self.streams.values()}):
             if not alive[f"capture@{source}"]:
                 yield f"capture@{source} has not begun"
         for name, s in self.streams.items():
-            if s.lane == "live" and not s.ended and now - self.moved[name][1] > STILL_S:
+            wanted = s.source in self.live_sources or alive.get(
+                f"capture@{s.source}"
+            )  # else it was left open by a kill
+            if wanted and s.lane == "live" and not s.ended and now - self.moved[name][1] > STILL_S:
                 yield f"capture@{s.source}: no audio for {now - self.moved[name][1]:.0f} s"
             if s.lane == "live" and s.lag_s > self.red_lag_s:
                 yield f"{name}: captions are {s.lag_s:.0f} s late"
