@@ -19,6 +19,7 @@ from typing import Any
 import zmq
 
 from common import messages as m
+from common.backlog import replace_file
 from common.settings import Settings, UserError
 
 MAX_MESSAGE = 16 * 1024 * 1024
@@ -188,10 +189,8 @@ class Curve:
             if (where / f"{stem}.pub").exists():
                 continue
             public, secret = zmq.curve_keypair()
-            (where / f"{stem}.pub").write_bytes(public)
-            fd = os.open(where / f"{stem}.key", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            os.write(fd, secret)
-            os.close(fd)
+            replace_file(where / f"{stem}.key", secret, durable=True)
+            replace_file(where / f"{stem}.pub", public, durable=True)  # last: it says that the pair is whole
 
     def serve(self, pub_tcp: str, replay_tcp: str) -> tuple[Any, list[zmq.Socket[bytes]], list[zmq.Socket[bytes]]]:
         """Bind PUB and ROUTER sockets at these TCP addresses (empty: none), with CURVE.
@@ -202,13 +201,15 @@ class Curve:
 
         try:
             secret = (self.folder / "server.key").read_bytes()
-            allowed = {p.read_bytes() for p in (self.folder / "clients").glob("*.pub")}
         except OSError:
             raise UserError(f"{self.folder}: no CURVE keys; make them with: swapscribe keys {self.folder}") from None
 
+        clients = self.folder / "clients"
+
         class Known:
             def callback(self, domain: str, key: bytes) -> bool:
-                return key in allowed  # pyzmq hands the key over as Z85 text already
+                """Looked up at each connection: keys come and go without a restart. pyzmq hands over Z85 text."""
+                return any(p.read_bytes() == key for p in clients.glob("*.pub"))
 
         auth = ThreadAuthenticator(context())
         auth.start()

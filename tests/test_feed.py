@@ -245,6 +245,14 @@ def test_tcp_is_off_unless_asked_for_and_then_only_known_keys_come_in(processes:
     sub.connect(pub)
     assert sub.poll(5000), "a subscriber with a known key hears the beat"
     assert os.stat(curve.folder / "server.key").st_mode & 0o077 == 0
+    curve.make(curve.folder, "later")
+    newcomer = wire.Asker(rep)  # keys made while the feed runs
+    newcomer.close()
+    newcomer.socket = wire._socket(zmq.DEALER)
+    curve.client(newcomer.socket, "later")
+    newcomer.socket.connect(rep)
+    newcomer.ask(m.Replay(after=0))
+    assert newcomer.socket.poll(5000) and isinstance(newcomer.answer(), m.Page)
     again = processes.start("workers.feed", settings=msgspec.structs.replace(on, data_dir=settings.data_dir + "2"))
     assert again.wait() == 2
     feed.stop()
