@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,10 +44,10 @@ class File:
         self.source = source
         self.is_url = "://" in source.path and not source.path.startswith("file://")
         self.path = Path(source.path.removeprefix("file://")).absolute()
-        self.origin = source.path if self.is_url else str(self.path)
+        self.origin = without_password(source.path) if self.is_url else str(self.path)
         self.pace = pace(source)
         if self.is_url and not self.pace:
-            raise UserError(f"source {source.name}: pace max needs a file on disk; download {source.path} first")
+            raise UserError(f"source {source.name}: pace max needs a file on disk; download {self.origin} first")
         if not self.is_url:
             self._check()
 
@@ -81,7 +82,7 @@ class File:
                 # A connection that gave samples once is made again; what never gave any is for a person to look at.
                 if not self.is_url or not intake.position:
                     raise self._unusable(e) from None
-                intake.state, intake.detail = "reconnecting", str(e)
+                intake.state, intake.detail = "reconnecting", without_password(str(e))
             if not intake.resumable:
                 intake.away("connection lost")
             intake.wait(RETRY_S)
@@ -133,6 +134,11 @@ class File:
         reason = missing(self.path, opened.container.format.name, opened.declared_s, at / SAMPLE_RATE)
         reason = reason or (f"truncated: {decoded.error.strerror}" if decoded.error else "end of file")
         return f"{reason}; {decoded.damaged} damaged packets" if decoded.damaged else reason
+
+
+def without_password(text: str) -> str:
+    """URLs in `text` without `user:password@`: it is shown on the page and to every subscriber."""
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)
 
 
 class Decoded:

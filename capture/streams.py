@@ -6,6 +6,7 @@ stream is named by the content of its file, goes on after any stop, and ends onl
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -111,6 +112,7 @@ class Stream:
             backlog.write_meta(self.folder, meta)
             backlog.sync_dir(self.folder.parent)
             self.meta = meta
+        os.stat(self.folder)  # purged since we found it: what we write would belong to no stream
         return backlog.Writer(self.folder, self.settings.capture.file_s * SAMPLE_RATE)
 
     def _new_folder(self, started_ns: int) -> Path:

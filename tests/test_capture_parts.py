@@ -186,6 +186,19 @@ def test_age_is_that_of_the_last_write_or_anchor() -> None:
     assert age_s(found._replace(last_write_ns=0), anchor(0, 150.0)) == 50
 
 
+def test_a_stream_purged_since_it_was_found_is_not_written(folder: Path) -> None:
+    where, source = Settings(data_dir=str(folder)), Source(name="mic", kind="stdin")
+    begun = Stream(where, source, "stdin", "live")
+    begun.open(1_700_000_000 * NS, False).append(0, b"\1\0")
+    again = Stream(where, source, "stdin", "live")
+    again.folder, again.meta = begun.folder, begun.meta
+    assert again.folder
+    backlog.remove(again.folder)
+    with pytest.raises(FileNotFoundError):
+        again.open(1_700_000_000 * NS, False)
+    assert not again.folder.exists()
+
+
 def test_two_streams_begun_in_one_second_have_two_names(folder: Path) -> None:
     where = Settings(data_dir=str(folder))
     names = []

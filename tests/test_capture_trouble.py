@@ -85,6 +85,14 @@ def test_an_unusable_file_is_one_line(capturing: Capturing, folder: Path, name: 
     [
         (Source(name="x", kind="file", path="http://127.0.0.1:1/a.mp3"), "Connection refused"),
         (Source(name="x", kind="file", path="http://127.0.0.1:1/a.mp3", pace="max"), "download"),
+        (
+            Source(name="x", kind="file", path="http://me:secret@127.0.0.1:1/a"),
+            "http://127.0.0.1:1/a: Connection refused",
+        ),
+        (
+            Source(name="x", kind="file", path="http://me:secret@127.0.0.1:1/a", pace="max"),
+            "download http://127.0.0.1:1/a",
+        ),
         (Source(name="x", kind="stdin"), "stdin ended before any audio"),
         (Source(name="other", kind="stdin"), "no source named 'x'"),
     ],
