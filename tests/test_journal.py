@@ -190,6 +190,16 @@ def test_a_page_stays_small_and_bounded_in_work(journal: Journal) -> None:
     assert len(page.events) == 2 and page.upto == 2 and len(m.encode(page)) <= m.PAGE_BYTES
 
 
+def test_a_kind_that_has_nothing_new_costs_one_page(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.journal.ROWS_LOOKED_AT", 3)
+    one(journal, append(0, m.Retry(span=(0, 1)), *[silence(i, i + 1) for i in range(10)]))
+    reader = Reader(journal.path, journal.id)
+    retries = reader.page(m.Replay(after=0, kinds=("retry", "gap")))
+    assert ([e.seq for e in retries.events], retries.upto) == ([1], 3)
+    rest = reader.page(m.Replay(after=3, kinds=("retry", "gap")))
+    assert (rest.events, rest.upto, rest.head) == ((), 11, 11)
+
+
 def test_purge_really_deletes_the_text(journal: Journal) -> None:
     secret = "the launch code is nine seven five"
     told = m.Suppressed(span=(0, 5), text=secret, reason="loop", segment="s:0")

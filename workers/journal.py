@@ -291,6 +291,8 @@ class Reader:
             where, values = "seq > ?", [after]
             if ask.stream is not None:
                 where, values = "stream = ? AND seq > ?", [ask.stream, after]  # type: ignore[list-item]
+            if ask.kinds is not None and self._newest(ask.kinds) <= after:  # rare kinds: not a million rows for nothing
+                return Page(journal=self.journal, first=first, head=head, upto=head, events=())
             events: list[Event] = []
             size, upto = 0, head
             rows = self._db.execute(f"SELECT {COLUMNS} FROM events WHERE {where} ORDER BY seq", values)
@@ -308,6 +310,11 @@ class Reader:
             self._db.execute("COMMIT")
         upto = max(upto, min(ask.after, head))
         return Page(journal=self.journal, first=first, head=head, upto=upto, events=tuple(events))
+
+    def _newest(self, kinds: tuple[str, ...]) -> int:
+        """Highest seq of these kinds, 0 when there is none."""
+        rows = self._db.execute("SELECT kind, max(seq) FROM heads GROUP BY kind")
+        return max((seq for kind, seq in rows if kind in kinds), default=0)
 
     def events(self, kinds: tuple[str, ...] | None, upto: int) -> Iterator[Event]:
         for row in self._db.execute(f"SELECT {COLUMNS} FROM events WHERE seq <= ? ORDER BY seq", (upto,)):
