@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import time
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from hypothesis import given, settings
 from capture import intake as intake_module
 from capture.files import _Schedule
 from capture.intake import Intake, elapsed_ns
-from capture.microphone import Device, NoDevice, choose
+from capture.microphone import Behind, Device, NoDevice, choose
 from capture.resample import Resampler
 from capture.retention import Candidate, Retention, due, read_upto
 from capture.ring import Patience, Ring, Run
@@ -341,6 +343,29 @@ def test_resampling_does_not_depend_on_how_the_sound_was_cut(cuts: list[int], ra
     mono = (sound.astype(np.float32) / np.float32(32768)).mean(axis=1, dtype=np.float32)
     whole = soxr.resample(mono, rate_hz, RATE, quality="HQ") if rate_hz != RATE else mono
     assert b"".join(parts) == np.clip(np.rint(whole * 32768), -32768, 32767).astype("<i2").tobytes()
+
+
+def lost(arrivals: list[float], took_s: float = 0.05) -> list[float]:
+    """What is told as lost when buffers of `took_s` arrive at these times."""
+    behind = Behind()
+    told = [behind.heard(took_s, b - a - took_s) for a, b in itertools.pairwise(arrivals)]
+    return [round(t, 2) for t in told if t]
+
+
+@pytest.mark.parametrize("ppm", [-300, 0, 300])
+def test_late_buffers_and_clocks_that_differ_lose_nothing(ppm: int) -> None:
+    rng = random.Random(5)
+    due = [i * 0.05 * (1 + ppm / 1e6) for i in range(200_000)]  # nearly three hours
+    assert lost(sorted(t + rng.random() ** 8 * 0.3 for t in due)) == []
+
+
+@pytest.mark.parametrize("held", [0, 4, 20])
+def test_a_machine_that_stood_still_lost_what_its_driver_did_not_hold(held: int) -> None:
+    before = [i * 0.05 for i in range(100)]
+    hurry = [before[-1] + 60 + i * 0.001 for i in range(held)]
+    after = [before[-1] + 60 + i * 0.05 for i in range(1, 100)]
+    (lost_s,) = lost(before + hurry + after)
+    assert abs(lost_s - (60 - held * 0.05)) < 0.1
 
 
 def test_a_device_is_chosen_by_number_name_or_default() -> None:
