@@ -208,7 +208,8 @@ class Journal:
     def purge(self, stream: str, forget: bool = False) -> list[Event]:
         """Overwrite the bodies of all events of `stream`; returns the Purged events. OSError when the disk is full.
 
-        It counts as an append of every producer there, so that no step begun before it can bring words afterwards.
+        It counts as two appends of every producer there: no step begun before it can bring words afterwards, and
+        none is answered as if it had (that would be n + 1).
         `forget`: the audio is gone too; a stream of this name that comes again (a file always has the same) is new.
         """
         rows = self._db.execute(
@@ -225,7 +226,7 @@ class Journal:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("UPDATE events SET body = NULL WHERE stream = ? AND kind != 'purged'", (stream,))
             self._db.execute("DELETE FROM tiles WHERE stream = ?", (stream,))
-            self._db.execute("UPDATE places SET n = n + 1, state = x'' WHERE stream = ?", (stream,))
+            self._db.execute("UPDATE places SET n = n + 2, state = x'' WHERE stream = ?", (stream,))
             if forget:
                 self._db.execute("UPDATE places SET positions = ? WHERE stream = ?", (encode({}), stream))
             n, positions, _ = self.places.get(("feed", stream), (0, {}, b""))
