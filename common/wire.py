@@ -24,6 +24,7 @@ from common.settings import Settings, UserError
 
 MAX_MESSAGE = 16 * 1024 * 1024
 IPC_PATH_LIMIT = 107  # sun_path, less its terminating zero
+PAGES_UNREAD = 16  # that wait for one client; each may have 256 KiB, and a client asks for one at a time
 CURVE_DOMAIN = "swapscribe"  # of the sockets and of the list of known keys: pyzmq compares exactly
 log = logging.getLogger("wire")
 
@@ -60,9 +61,10 @@ def _socket(kind: int) -> zmq.Socket[bytes]:
     return s
 
 
-def router(address: str) -> zmq.Socket[bytes]:
-    """Bind a ROUTER. A dead client's answers are dropped, never waited for."""
+def router(address: str, hwm: int = 1000) -> zmq.Socket[bytes]:
+    """Bind a ROUTER. A dead client's answers are dropped, never waited for; so are those beyond `hwm` unread ones."""
     s = _socket(zmq.ROUTER)
+    s.setsockopt(zmq.SNDHWM, hwm)
     s.setsockopt(zmq.SNDTIMEO, 0)
     s.bind(address)
     return s
@@ -219,6 +221,8 @@ class Curve:
         for address, kind, made in ((pub_tcp, zmq.PUB, pubs), (replay_tcp, zmq.ROUTER, routers)):
             if address:
                 socket = _socket(kind)
+                if kind == zmq.ROUTER:
+                    socket.setsockopt(zmq.SNDHWM, PAGES_UNREAD)
                 socket.setsockopt(zmq.CURVE_SERVER, 1)
                 socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
                 socket.setsockopt(zmq.ZAP_DOMAIN, CURVE_DOMAIN.encode())

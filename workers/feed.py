@@ -100,7 +100,7 @@ class Feed:
         self.journal = Journal(settings.data / "journal")
         self.append = wire.router(wire.ipc(settings, "append"))
         self.pubs = [wire.publisher(wire.ipc(settings, "pub"))]
-        replays = [wire.router(wire.ipc(settings, "replay"))]
+        replays = [wire.router(wire.ipc(settings, "replay"), hwm=wire.PAGES_UNREAD)]
         self._auth = None
         if settings.feed.pub_tcp or settings.feed.replay_tcp:
             curve = wire.Curve(Path(settings.feed.curve_dir) if settings.feed.curve_dir else settings.data / "curve")
