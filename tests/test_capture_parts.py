@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -30,7 +32,9 @@ from common import messages as m
 from common.backlog import Anchor, Meta
 from common.process import Log
 from common.settings import RetentionSettings, Settings, Source
+from common.wire import run_dir
 from tests.capture_helpers import RATE, numbered
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.pure
 NS = 10**9
@@ -398,3 +402,29 @@ def test_a_file_source_keeps_its_pace_and_does_not_hurry_after_a_pause(monkeypat
     for _ in range(21):
         assert schedule.wait(intake, 3200)
     assert waited == [0.1, 0.1, 0.1], "two seconds of its pace in a hurry, then as before"
+
+
+def test_open_streams_of_sources_nobody_captures_any_more_are_ended(tmp_path: Path) -> None:
+    """Only when too old to be gone on with, and never while their capture lives."""
+    settings = Settings(data_dir=str(tmp_path))
+    now = time.time_ns()
+    for name, age_s in (("gone", 3600), ("young", 5), ("alive", 3600)):
+        folder = settings.streams / f"{name}-1"
+        folder.mkdir(parents=True)
+        meta = backlog.Meta(
+            stream=folder.name, source=name, lane="live", origin="x", started_ns=now - age_s * 10**9, resumable=False
+        )
+        backlog.write_meta(folder, meta)
+    hold = "import sys; from common.process import NameLock; from pathlib import Path\n"
+    hold += (
+        "lock = NameLock(Path(sys.argv[1]), 'capture@alive'); lock.take(); print('held', flush=True); sys.stdin.read()"
+    )
+    argv = [sys.executable, "-c", hold, str(run_dir(settings))]
+    with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline() == b"held\n"
+        stream = Stream(settings, Source(name="mic", kind="microphone"), "mic", "live")
+        stream.find()
+        assert stream.end_stale() == ["gone-1"]
+        other.communicate()
+    ended = {p.name: backlog.read_meta(p).ended for p in backlog.streams(settings.streams)}  # type: ignore[union-attr]
+    assert ended == {"gone-1": True, "young-1": False, "alive-1": False}

@@ -51,12 +51,23 @@ class Runner:
         self._retries = Retries(process, worker, self._poison, self._commit)
         self._next_look = 0.0
         self._batch_at = 0.0
+        self._ended = threading.Event()
         self._control = threading.Thread(target=self._tell, name="control", daemon=True)
 
     def run(self) -> None:
         self._control.start()
+        try:
+            self._work()
+        finally:
+            # Left alone it would be torn down with the interpreter, in the middle of a library: that aborts the process.
+            self.process.stopping = True
+            self._ended.set()
+            self._control.join(5.0)
+
+    def _work(self) -> None:
         started = time.monotonic()
-        model = self.worker.load(self.process)
+        with self.process.nothing_to_lose():
+            model = self.worker.load(self.process)
         self.log.info("model loaded", seconds=round(time.monotonic() - started, 2))
         while not self.process.stopping:
             if not self._control.is_alive():
@@ -261,4 +272,4 @@ class Runner:
                 worker=self.worker.name, pid=os.getpid(), phase=self.phase, lag_s=lags, detail=trouble[:500]
             )
             appender.tell(status)
-            time.sleep(STATUS_EVERY_S)
+            self._ended.wait(STATUS_EVERY_S)

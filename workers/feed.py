@@ -19,6 +19,7 @@ import msgspec
 from common import backlog, coverage, wire
 from common import messages as m
 from common.process import Log, Process, arguments, main
+from common.settings import UserError
 from common.topology import COVERAGE_PRODUCER, doorbell
 from workers.journal import Journal, Reader
 
@@ -322,7 +323,10 @@ class Feed:
             self._doorbells.connect(wire.ipc(self.settings, doorbell(source)))
 
     def _low_disk(self) -> str:
-        info = os.statvfs(self.settings.data)
+        try:
+            info = os.statvfs(self.settings.data)
+        except FileNotFoundError:
+            raise UserError(f"{self.settings.data} is gone: put it back, or start with another data_dir") from None
         free = info.f_bavail * info.f_frsize
         return f"disk nearly full: {free >> 20} MiB free" if free < LOW_DISK_BYTES else ""
 
