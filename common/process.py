@@ -70,7 +70,8 @@ class _Lines(logging.Formatter):
 def set_up_log(process: str) -> Log:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines(process, as_json=not sys.stderr.isatty()))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)  # libraries speak up when it matters
+    logging.getLogger("swapscribe").setLevel(logging.INFO)
     return Log(process)
 
 

@@ -408,17 +408,16 @@ def test_open_streams_of_sources_nobody_captures_any_more_are_ended(tmp_path: Pa
     """Only when too old to be gone on with, and never while their capture lives."""
     settings = Settings(data_dir=str(tmp_path))
     now = time.time_ns()
-    for name, age_s in (("gone", 3600), ("young", 5), ("alive", 3600)):
+    for name, old_s in (("gone", 3600), ("young", 5), ("alive", 3600)):
         folder = settings.streams / f"{name}-1"
         folder.mkdir(parents=True)
         meta = backlog.Meta(
-            stream=folder.name, source=name, lane="live", origin="x", started_ns=now - age_s * 10**9, resumable=False
+            stream=folder.name, source=name, lane="live", origin="x", started_ns=now - old_s * 10**9, resumable=False
         )
         backlog.write_meta(folder, meta)
     hold = "import sys; from common.process import NameLock; from pathlib import Path\n"
-    hold += (
-        "lock = NameLock(Path(sys.argv[1]), 'capture@alive'); lock.take(); print('held', flush=True); sys.stdin.read()"
-    )
+    hold += "lock = NameLock(Path(sys.argv[1]), 'capture@alive'); lock.take()\n"
+    hold += "print('held', flush=True); sys.stdin.read()"
     argv = [sys.executable, "-c", hold, str(run_dir(settings))]
     with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout and other.stdout.readline() == b"held\n"

@@ -59,7 +59,7 @@ class Runner:
         try:
             self._work()
         finally:
-            # Left alone it would be torn down with the interpreter, in the middle of a library: that aborts the process.
+            # Left alone it would be torn down with the interpreter, inside a library: that aborts the process.
             self.process.stopping = True
             self._ended.set()
             self._control.join(5.0)
