@@ -24,9 +24,11 @@ class Lives:
     def __init__(self, run: Path) -> None:
         self.run = run
 
-    def begin(self, what: str, position: int, cause: str = "", ours: bool = False, pid: int | None = None) -> bool:
+    def begin(
+        self, what: str, position: int, cause: str = "", ours: bool = False, pid: int | None = None, waits: bool = False
+    ) -> bool:
         poison = Poison(self.run, "w")
-        allowed = poison.begin(what, position)
+        allowed = poison.begin(what, position, waits)
         if cause:
             record = {"pid": os.getpid() if pid is None else pid, "cause": cause, "ours": ours}
             (self.run / "w.exit").write_text(json.dumps(record))
@@ -46,6 +48,12 @@ def test_orders_old_records_and_kills_of_the_launcher_do_not_count(tmp_path: Pat
         assert lives.begin("s", 7, "signal 9", ours=True)
         assert lives.begin("s", 7, "signal 11", pid=1)
     assert [lives.begin("s", 7, "signal 9") for _ in range(MAX_KILLS + 1)] == [True] * MAX_KILLS + [False]
+
+
+def test_a_worker_that_waits_for_audio_may_be_killed_as_often_as_one_likes(tmp_path: Path) -> None:
+    lives = Lives(tmp_path)
+    assert all(lives.begin("s scan", 7, "signal 9", waits=True) for _ in range(3 * MAX_KILLS))
+    assert [lives.begin("s scan", 7, "signal 11", waits=True) for _ in range(4)] == [True, True, True, False]
 
 
 def test_one_streams_success_does_not_forget_another_ones_failures(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ class Runner:
 
     def _scan(self, session: Session) -> Step | Work | None:
         stream = session.meta.stream
-        if not self._poison.begin(f"{stream} scan", session.position):
+        if not self._poison.begin(f"{stream} scan", session.position, waits=True):
             self.log.warning("gave up hearing", stream=stream, position=session.position)
             return session.deaf()
         try:

@@ -67,11 +67,14 @@ class Poison:
         elif last.get("cause") == "signal 9":
             attempt.kills += 1
 
-    def begin(self, what: str, position: int) -> bool:
-        """Note that a step begins; False when it has failed too often to be tried again."""
+    def begin(self, what: str, position: int, waits: bool = False) -> bool:
+        """Note that a step begins; False when it has failed too often to be tried again.
+
+        `waits`: it also waits for its input. A SIGKILL then finds it under way whatever it was sent for: not counted.
+        """
         before = self._all.tries.get(what)
         attempt = before if before and before.position == position else Attempt(position=position)
-        if attempt.failures >= MAX_FAILURES or attempt.kills >= MAX_KILLS:
+        if attempt.failures >= MAX_FAILURES or (attempt.kills >= MAX_KILLS and not waits):
             return False
         if before is not attempt or self._all.open != what or self._all.pid != os.getpid():
             bad = {k: a for k, a in self._all.tries.items() if a.failures or a.kills}
