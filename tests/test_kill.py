@@ -178,7 +178,13 @@ def test_two_transcribers_of_one_name_write_each_word_once(
         other.signal(signal.SIGSTOP)
         await_more(follower, 3)
         other.signal(signal.SIGCONT)
+    await_more(follower, 1)
+    other.signal(signal.SIGSTOP)  # it misses the end, and must not write it again
+    met = other.output().count("place taken from the journal")
     follower.wait("stream_ended", 120.0)
+    other.signal(signal.SIGCONT)
+    wait_for(lambda: other.output().count("place taken from the journal") > met, 30.0, "the second one to come back")
+    pass_time(1.0)  # twice the time after which it looks for work
     assert other.alive and "died" not in system.launcher.output()
     for log in (system.log("transcriber"), other.output()):
         assert "place taken from the journal" in log, "they never met"

@@ -112,11 +112,17 @@ class Runner:
             at = self._commit(folder.name, at.n, Step(positions={"meta": 1, "audio": 0}, events=(body,), state=b""))
         if at is None:
             return
+        self._take_place(folder, meta, at)
+        if folder.name in self.sessions:
+            self.log.info("stream opened", stream=folder.name, position=at.positions.get("audio", 0), n=at.n)
+
+    def _take_place(self, folder: Path, meta: backlog.Meta, at: m.At) -> None:
+        """Go on from where the journal says that our name stands on this stream; nowhere when it has ended there."""
         if at.positions.get("meta", 0) == 2:
             self._finished.add(folder.name)
-            return
-        self.sessions[folder.name] = self.worker.open(folder, meta, at)
-        self.log.info("stream opened", stream=folder.name, position=at.positions.get("audio", 0), n=at.n)
+            self.sessions.pop(folder.name, None)
+        else:
+            self.sessions[folder.name] = self.worker.open(folder, meta, at)
 
     def _close_if_done(self, session: Session) -> bool:
         meta = session.meta
@@ -166,10 +172,7 @@ class Runner:
         """A retry appended in our name: its session goes on from there."""
         session = self.sessions.get(stream)
         if at and session:
-            if at.positions.get("audio", 0) == session.position:
-                session.at = at
-            else:  # somebody else of our name moved it
-                self.sessions[stream] = self.worker.open(session.folder, session.meta, at)
+            self._take_place(session.folder, session.meta, at)
 
     def _scan(self, session: Session) -> Step | Work | None:
         stream = session.meta.stream
@@ -222,7 +225,7 @@ class Runner:
             session.moved(at)
         else:  # somebody else of our name wrote: the journal is right
             self.log.warning("place taken from the journal", stream=session.meta.stream, n=at.n)
-            self.sessions[session.meta.stream] = self.worker.open(session.folder, session.meta, at)
+            self._take_place(session.folder, session.meta, at)
 
     def _commit(self, stream: str, expect_n: int, step: Step | None) -> m.At | None:
         """Append until answered: a resend after a time-out is harmless. None: we are told to stop."""
