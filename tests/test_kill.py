@@ -1,7 +1,7 @@
 """The promise: any process may be killed at any moment, and no sample or word goes missing unnoticed.
 
 Real processes, real weights, real speech, through the launcher. Every random choice comes from a seed that is printed;
-SWAPSCRIBE_TEST_SEED chooses it. `python -m tests.test_kill --kills 60 --seed 7` kills for as long as wanted.
+TEST_SEED chooses it. `python -m tests.test_kill --kills 60 --seed 7` kills for as long as wanted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.speech, pytest.mark.timeout(600)]
 
 
 def seed() -> int:
-    return int(os.environ.get("SWAPSCRIBE_TEST_SEED") or random.SystemRandom().randrange(10**6))
+    return int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(10**6))
 
 
 @pytest.fixture(scope="module")
