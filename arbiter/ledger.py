@@ -155,7 +155,9 @@ class Ledger:
         if row.state is RECLAIMING:
             return self._effects()
         self._note(row, s, now)
-        if row.state in (FREE, GRANTED, REVOKED) and max(s.acted, s.pending) > row.epoch:
+        newer = max(s.acted, s.pending) > row.epoch
+        idle = row.state is FREE and s.acted >= row.epoch and s.lease_bytes > 0  # gave up what no row remembers
+        if (newer and row.state in (FREE, GRANTED, REVOKED)) or idle:
             row.bytes = max(row.counted, s.held_bytes, s.lease_bytes)
             self._decide(row, REVOKED, now, "it has a lease that the roster does not know")
         elif row.state is REVOKED and s.acted >= row.epoch and s.residency in GONE:
@@ -191,10 +193,7 @@ class Ledger:
 
     def tick(self, now: float) -> list[Effect]:
         """Deadlines, and each second every Lease again."""
-        if now >= self._repeat_at:
-            self._repeat_at = now + self.limits.repeat_s
-            self._ask()
-            self._out += [self._send(r) for r in self.rows.values() if r.state in (GRANTED, REVOKED)]
+        before = self.n
         for row in list(self.rows.values()):
             if self._waits(row) and now >= row.progress_at + self.limits.stuck_after_s:
                 self._decide(row, REVOKED, now, "it hangs: input waits and it makes no step")
@@ -210,6 +209,11 @@ class Ledger:
             elif row.state is RECLAIMING:
                 self.foreign_bytes += row.bytes  # until the next measurement tells how many they really are
                 self._remove(row, "the device does not show its bytes free: foreign from now on")
+        if now >= self._repeat_at:
+            self._repeat_at = now + self.limits.repeat_s
+            self._ask()
+            rows = [r for r in self.rows.values() if r.state in (GRANTED, REVOKED)]
+            self._out += [self._send(r) for r in rows if r.epoch <= before]
         return self._effects()
 
     # How it happens
