@@ -61,7 +61,8 @@ class Row(msgspec.Struct, kw_only=True):
     until: float = inf  # when the state has lasted long enough: see Ledger.tick
     status: Status | None = None  # the last one heard in this life of the arbiter
     progress_at: float = 0.0
-    asked: int = 0  # RECLAIMING: only an answer to a later question than this was measured after the death
+    met: int = 0  # newest question to the device when it was met, and
+    ended: int = 0  # when it died: only answers to later ones know of it
 
     @property
     def counted(self) -> int:
@@ -170,7 +171,7 @@ class Ledger:
         """Its pidfd is readable, or its pid has another start time. A driver frees memory some time after that."""
         row = self.rows.get(who)
         if row is not None and row.state is not RECLAIMING:
-            row.bytes, row.residue_bytes, row.asked = row.counted + row.residue_bytes, 0, self.asked
+            row.bytes, row.residue_bytes, row.ended = row.counted + row.residue_bytes, 0, self.asked
             self._move(row, RECLAIMING, now, "it died")
             self._ask()
         return self._effects()
@@ -180,8 +181,9 @@ class Ledger:
         if m.number <= self._moved:
             return []
         self.total_bytes = m.total_bytes
-        dead = [r for r in self.rows.values() if r.state is RECLAIMING and r.asked < m.number]
-        living = [r for r in self.rows.values() if r not in dead]
+        dead = [r for r in self.rows.values() if r.state is RECLAIMING and r.ended < m.number]
+        pids = {r.incarnation.pid for r in dead}  # a successor that got the pid may not explain their bytes
+        living = [r for r in self.rows.values() if r.met < m.number and r.incarnation.pid not in pids]
         left = max(0, m.used_bytes - self._explained(m, living))
         still = sum(r.bytes for r in dead)
         for row in dead:  # its bytes are free when the other dead and what was foreign before explain all that is left
@@ -224,7 +226,8 @@ class Ledger:
         Adopted bytes keep the epoch they were granted under. A new one would make a late Status, written before its
         writer had offloaded, a grant that nobody held against the cap.
         """
-        row = Row(incarnation=s.incarnation, epoch=s.acted, offload_within_s=self.limits.offload_within_s)
+        within = self.limits.offload_within_s
+        row = Row(incarnation=s.incarnation, epoch=s.acted, offload_within_s=within, met=self.asked)
         self.rows[s.incarnation] = row
         self._out.append(Watch(s.incarnation))
         if s.pending <= s.acted and (s.residency not in GONE or s.held_bytes):

@@ -17,6 +17,8 @@ from workers.lease import Holder, Place
 class StaleProof(World):
     """`offloaded` counts as proof when it was said under the epoch of the grant: said before it loaded."""
 
+    breaks = "I4"
+
     class ledger_class(Ledger):
         def heard(self, s: Status, now: float) -> list[e.Effect]:
             row = self.rows.get(s.incarnation)
@@ -28,6 +30,8 @@ class StaleProof(World):
 class ResidencyAlone(World):
     """`offloaded` counts as proof whatever was acted on."""
 
+    breaks = "I4"
+
     class ledger_class(Ledger):
         def heard(self, s: Status, now: float) -> list[e.Effect]:
             row = self.rows.get(s.incarnation)
@@ -38,6 +42,8 @@ class ResidencyAlone(World):
 
 class ProofOfAnyIncarnation(World):
     """The arbiter knows workers by name: one life's proof frees another's bytes."""
+
+    breaks = "I4"
 
     class ledger_class(Ledger):
         def heard(self, s: Status, now: float) -> list[e.Effect]:
@@ -52,6 +58,8 @@ class ProofOfAnyIncarnation(World):
 class WorkerWithoutIncarnation(World):
     """A worker takes its predecessor's lease for its own."""
 
+    breaks = "I5"
+
     class holder_class(Holder):
         def accept(self, lease: Lease) -> bool:
             mine = lease.incarnation.worker == self.me.worker
@@ -60,6 +68,8 @@ class WorkerWithoutIncarnation(World):
 
 class WorkerTakesOldEpochs(World):
     """A late Lease counts as well as a new one."""
+
+    breaks = "I5"
 
     class holder_class(Holder):
         def accept(self, lease: Lease) -> bool:
@@ -72,6 +82,8 @@ class WorkerTakesOldEpochs(World):
 class ActedBeforeItIsDone(World):
     """The control thread confirms a revocation as it arrives; the work thread is still in its step."""
 
+    breaks = "I4"
+
     class holder_class(Holder):
         def status(self, now: float, **figures: object) -> Status:
             s = super().status(now, **figures)
@@ -83,6 +95,8 @@ class ActedBeforeItIsDone(World):
 class ResidencyChangesAfterActed(World):
     """A reload is confirmed, and only then shown as resident: two critical sections instead of one."""
 
+    breaks = "I4"
+
     class holder_class(Holder):
         def loading(self, lease: Lease, held_bytes: int, now: float) -> None:
             super().loading(lease, held_bytes, now)
@@ -91,6 +105,8 @@ class ResidencyChangesAfterActed(World):
 
 
 class RosterAfterTheSend(World):
+    breaks = "I3"
+
     class ledger_class(Ledger):
         def _effects(self) -> list[e.Effect]:
             return sorted(super()._effects(), key=lambda x: isinstance(x, e.SaveRoster))
@@ -98,6 +114,8 @@ class RosterAfterTheSend(World):
 
 class RosterOnlyForGrants(World):
     """A revocation leaves without its epoch on disk."""
+
+    breaks = "I3"
 
     class ledger_class(Ledger):
         def _effects(self) -> list[e.Effect]:
@@ -109,6 +127,8 @@ class RosterOnlyForGrants(World):
 class CountedAtLoad(World):
     """Bytes count once the worker says that it has them, not from the moment the Lease leaves."""
 
+    breaks = "I1"
+
     class ledger_class(Ledger):
         def counted(self) -> int:
             there = [r for r in self.rows.values() if r.status and r.status.held_bytes]
@@ -118,12 +138,16 @@ class CountedAtLoad(World):
 class KilledCountsAsFree(World):
     """SIGKILL was sent, so the memory is free: it is not."""
 
+    breaks = "I1"
+
     class ledger_class(Ledger):
         def counted(self) -> int:
             return sum(r.counted for r in self.rows.values() if r.state is not e.KILLED)
 
 
 class LostCountsAsFree(World):
+    breaks = "I1"
+
     class ledger_class(Ledger):
         def counted(self) -> int:
             return sum(r.counted for r in self.rows.values() if r.state is not e.LOST)
@@ -131,6 +155,8 @@ class LostCountsAsFree(World):
 
 class KillByPid(World):
     """The pid is all that is looked at; meanwhile it is somebody else's."""
+
+    breaks = "I6"
 
     def signal(self, who: Incarnation) -> None:
         if target := self.slots.get(who.pid):
@@ -142,6 +168,8 @@ class KillByPid(World):
 class KillAtOnce(World):
     """The deadline is taken for the time since the last progress."""
 
+    breaks = "I6"
+
     class ledger_class(Ledger):
         def _wait(self, row: Row, now: float) -> None:
             super()._wait(row, now)
@@ -152,6 +180,8 @@ class KillAtOnce(World):
 class EpochsBeginAnew(World):
     """After a restart the count begins at the newest row's epoch: those of rows that ended are used again."""
 
+    breaks = "I3"
+
     class ledger_class(Ledger):
         def __init__(self, limits: object, roster: e.Roster) -> None:
             super().__init__(limits, roster)  # type: ignore[arg-type]
@@ -159,12 +189,16 @@ class EpochsBeginAnew(World):
 
 
 class GrantBeforeAllAreHeard(World):
+    breaks = "granted before"
+
     class ledger_class(Ledger):
         def unheard(self) -> list[Row]:
             return []
 
 
 class GrantBeforeMeasured(World):
+    breaks = "I1"
+
     class ledger_class(Ledger):
         def __init__(self, limits: object, roster: e.Roster) -> None:
             super().__init__(limits, roster)  # type: ignore[arg-type]
@@ -173,6 +207,8 @@ class GrantBeforeMeasured(World):
 
 class NoReclaiming(World):
     """A dead process's row ends with it; the driver takes its time."""
+
+    breaks = "I4"
 
     class ledger_class(Ledger):
         def died(self, who: Incarnation, now: float) -> list[e.Effect]:
@@ -183,6 +219,8 @@ class NoReclaiming(World):
 
 class ReclaimedByTheClock(World):
     """When the time to reclaim is over, the bytes are forgotten instead of foreign."""
+
+    breaks = "I4"
 
     class ledger_class(Ledger):
         def tick(self, now: float) -> list[e.Effect]:
@@ -195,15 +233,19 @@ class ReclaimedByTheClock(World):
 class OldMeasurement(World):
     """An answer measured before the death shows no bytes of the dead."""
 
+    breaks = "I4"
+
     class ledger_class(Ledger):
         def measured(self, m: e.Measured) -> list[e.Effect]:
             for row in self.rows.values():
-                row.asked = 0
+                row.ended = 0
             self._moved = 0
             return super().measured(m)
 
 
 class ForeignIgnored(World):
+    breaks = "I1"
+
     class ledger_class(Ledger):
         def cap(self) -> int:
             return super().cap() + self.foreign_bytes
@@ -212,6 +254,8 @@ class ForeignIgnored(World):
 class ResidueIgnored(World):
     """Contexts take no memory, one might think."""
 
+    breaks = "I1"
+
     class ledger_class(Ledger):
         def cap(self) -> int:
             return super().cap() + sum(r.residue_bytes for r in self.rows.values())
@@ -219,6 +263,8 @@ class ResidueIgnored(World):
 
 class AdoptedNotCounted(World):
     """A resident worker that the roster does not know gets a row, and its bytes no place in the sum."""
+
+    breaks = "I2"
 
     class ledger_class(Ledger):
         def _meet(self, s: Status, now: float) -> Row:
@@ -230,10 +276,12 @@ class AdoptedNotCounted(World):
 class AdoptedUnderANewEpoch(World):
     """The adopted lease is sent as a new grant: to one who had offloaded meanwhile it IS a new one, over the cap."""
 
+    breaks = "I1"
+
     class ledger_class(Ledger):
         def _meet(self, s: Status, now: float) -> Row:
             row = super()._meet(s, now)
-            if row.state is e.GRANTED:
+            if row.state is e.GRANTED and s.wants.bytes:
                 self._decide(row, e.GRANTED, now, "adopted")
             return row
 
@@ -241,10 +289,12 @@ class AdoptedUnderANewEpoch(World):
 class ResizeWithoutRevoke(World):
     """A smaller lease is simply granted over the larger one, which is still in use."""
 
+    breaks = "I2"
+
     class ledger_class(Ledger):
         def grant(self, who: Incarnation, size: int, now: float, max_hold_s: float = 0.0) -> list[e.Effect]:
             row = self.rows.get(who)
-            if row and row.state is e.GRANTED and 0 < size < row.bytes:
+            if row and row.state is e.GRANTED and 0 < size < row.bytes and not self.unheard():
                 row.bytes = size
                 self._decide(row, e.GRANTED, now, "resized")
                 return self._effects()
@@ -253,6 +303,8 @@ class ResizeWithoutRevoke(World):
 
 class RevokedIsForgotten(World):
     """No deadline for a revocation restored from the roster."""
+
+    breaks = "I7"
 
     class ledger_class(Ledger):
         def start(self, now: float) -> list[e.Effect]:
@@ -265,6 +317,8 @@ class RevokedIsForgotten(World):
 class WantsAgainAtOnce(World):
     """After an OOM the worker wants again before it was revoked: a grant that nobody will carry out."""
 
+    breaks = "stuck"
+
     class holder_class(Holder):
         def gave_up(self) -> None:
             if self.place.lease:
@@ -273,6 +327,8 @@ class WantsAgainAtOnce(World):
 
 class ForgetsToFree(World):
     """The work thread confirms the revocation and keeps its bytes."""
+
+    breaks = "I4"
 
     def turn(self, p: Process, n: int) -> None:
         held = p.held

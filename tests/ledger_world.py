@@ -71,6 +71,7 @@ class World:
 
     ledger_class: type[Ledger] = Ledger
     holder_class: type[Holder] = Holder
+    breaks = ""  # a planted bug: how what the checker says of it begins
 
     def __init__(self, figures: bool = True) -> None:
         self.figures = figures  # the driver tells figures of processes
@@ -91,6 +92,7 @@ class World:
         # What the checker remembers
         self.life = 0
         self.decided: dict[int, tuple[Incarnation, bool, int]] = {}
+        self.forgotten: dict[int, tuple[Incarnation, bool, int]] = {}  # decided under a roster that is gone
         self.revoked: dict[Incarnation, float] = {}  # from when on a kill is lawful
         self.seen_external: int | None = None
         self.granted_at: dict[int, int] = {}  # epoch -> external bytes known when it was granted
@@ -198,9 +200,8 @@ class World:
 
     def check_decision(self, who: Incarnation, epoch: int, granted: bool, size: int) -> None:
         """When it is first seen: on disk, for an arbiter may die before it sends, and its successor does."""
-        p = self.at(who)
-        if self.roster_lost and granted and p and epoch <= p.acted:
-            return  # adopted, under the epoch it has
+        if granted and self.forgotten.get(epoch, (None,))[0] == who and epoch not in self.decided:
+            return  # adopted, under the epoch that it has
         decision = (who, granted, size)
         if epoch not in self.decided:
             if epoch <= max(self.decided, default=0):
@@ -429,9 +430,7 @@ class World:
             for p in self.processes:  # two processes of one pid: the living one
                 if p.alive:
                     by_pid[p.pid] = p.on_device
-            m = e.Measured(
-                number=number, total_bytes=TOTAL, used_bytes=used, by_pid=by_pid if self.figures else None
-            )
+            m = e.Measured(number=number, total_bytes=TOTAL, used_bytes=used, by_pid=by_pid if self.figures else None)
             self.answers.append(Answer(m, self.external))
 
     def do_answer(self, n: int) -> None:
@@ -477,7 +476,9 @@ class World:
     def do_start(self, n: int) -> None:
         if self.ledger is None:
             if n % 16 == 7:  # somebody removed the roster, with the arbiter stopped and its messages gone
-                self.disk, self.roster_lost, self.down, self.up, self.decided = e.Roster(), True, [], [], {}
+                self.disk, self.roster_lost, self.down, self.up = e.Roster(), True, [], []
+                self.forgotten |= self.decided
+                self.decided = {}
             self.start()
 
     # The end of a history: everything works again, and so must the ledger
@@ -494,6 +495,9 @@ class World:
         for r in self.ledger.rows.values():
             if r.state not in (e.FREE, e.GRANTED):
                 raise Violation(f"I7: all is well and {r} does not end")
+            p = self.at(r.incarnation)
+            if r.state is e.GRANTED and p and p.holder and not p.stopped and p.holder.place.residency == "offloaded":
+                raise Violation(f"stuck: {p.holder} has a lease, wants one, and holds nothing")
         if p := self.pick(0, lambda p: p.alive and not p.stopped):
             self.serve(p)
 
