@@ -10,7 +10,8 @@ import msgspec
 from arbiter import effects as e
 from arbiter.ledger import GONE, Ledger, Row
 from common.messages import Incarnation, Lease, Status
-from tests.ledger_world import Process, World
+from tests.ledger_checker import Process
+from tests.ledger_world import World
 from workers.lease import Holder, Place
 
 

@@ -19,7 +19,8 @@ from arbiter import effects as e
 from arbiter.ledger import Ledger
 from common.messages import Incarnation, Lease, Status, Want
 from tests.ledger_bugs import BUGS
-from tests.ledger_world import ACTIONS, LIMITS, MARGIN, TOTAL, Violation, World
+from tests.ledger_checker import LIMITS, MARGIN, TOTAL, Violation
+from tests.ledger_world import ACTIONS, World
 from workers.lease import Holder
 
 NAMES, WEIGHTS = list(ACTIONS), list(ACTIONS.values())
@@ -82,7 +83,7 @@ def test_hypothesis_finds_no_history_that_breaks_the_invariants() -> None:
         pass
 
     Led.TestCase.settings = settings(
-        max_examples=2000, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=2000, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
     )
     Led.TestCase("runTest").runTest()
 
@@ -236,8 +237,8 @@ def test_without_figures_of_processes_only_settled_leases_explain_what_is_used()
     assert x.foreign_bytes == 5
 
 
-def lease(epoch: int, granted: bool = True, who: Incarnation = W, **more: float) -> Lease:
-    return Lease(incarnation=who, epoch=epoch, granted=granted, bytes=60, offload_within_s=2.0, **more)
+def lease(epoch: int, granted: bool = True, who: Incarnation = W, hold: float = 0.0) -> Lease:
+    return Lease(incarnation=who, epoch=epoch, granted=granted, bytes=60, offload_within_s=2.0, max_hold_s=hold)
 
 
 @pytest.mark.pure
@@ -280,7 +281,7 @@ def test_out_of_memory_gives_back_then_wants_more_and_complains_from_the_third()
 @pytest.mark.pure
 def test_a_burst_ends_itself_without_an_arbiter() -> None:
     x = Holder(W, want=Want(bytes=60, lane="burst"))
-    grant = lease(1, max_hold_s=60.0)
+    grant = lease(1, hold=60.0)
     x.accept(grant)
     x.loading(grant, 30, 100.0)
     x.loaded(grant, 60)
