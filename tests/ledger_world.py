@@ -307,7 +307,7 @@ class World(Checker):
         self.do_start(0)
         for p in list(self.processes):
             p.undying = False
-            if p.alive and p.killed:
+            if p.alive and (p.killed or (p.stopped and self.roster_lost)):  # stopped, and known to nobody: foreign
                 self.end(p)
         self.calm(16)
         assert self.ledger
