@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from capture.intake import Intake
+from capture.intake import Intake, boot_ns
 from capture.pcm import converter
 from capture.ring import Patience
 from common.messages import SAMPLE_RATE
@@ -22,6 +21,13 @@ from common.settings import Source, UserError
 BUFFER_S = 0.05
 SILENT_S = 2.0  # a device that gives nothing for so long is gone
 RETRY_S = 1.0
+LOST_S = 0.5  # no driver buffers so much that it comes late but whole
+RATES_DIFFER = 0.001  # at most, between a sound card's clock and ours
+
+
+def boot_s() -> float:
+    """A clock that goes on while the machine sleeps."""
+    return boot_ns() / 1e9
 
 
 class Device(NamedTuple):
@@ -97,6 +103,24 @@ def choose(found: list[Device], wanted: str) -> Device:
     raise NoDevice(f"no input device {wanted!r} among {', '.join(d.name for d in found)}")
 
 
+class Behind:
+    """How far samples lie behind the clock: a machine that slept or a stopped process loses sound without a flag."""
+
+    def __init__(self) -> None:
+        self._s = 0.0
+
+    def heard(self, took_s: float, late_s: float) -> float:
+        """A buffer of `took_s` came `late_s` after it was due; seconds that are lost for certain, each told once.
+
+        What the driver still held comes in a hurry, so wait until buffers come at their pace again.
+        """
+        self._s = max(0.0, self._s + late_s - took_s * RATES_DIFFER)
+        if self._s < LOST_S or abs(late_s) > took_s / 2:
+            return 0.0
+        lost_s, self._s = self._s, 0.0
+        return lost_s
+
+
 class Microphone:
     """One input device."""
 
@@ -146,19 +170,22 @@ class Microphone:
             stream_callback=self._callback,
         )
         try:
-            before = time.monotonic()
+            before, behind = boot_s(), Behind()
             while not intake.stopping:
                 try:
                     data, status, at = self._heard.get(timeout=0.25)
                 except queue.Empty:
-                    if not stream.is_active() or time.monotonic() - before > SILENT_S:
+                    if not stream.is_active() or boot_s() - before > SILENT_S:
                         return
                     continue
                 intake.state, intake.detail = "ok", ""
+                took_s = len(data) / 2 / channels / rate_hz
+                late_s = at - before - took_s
                 if status & self.pyaudio.paInputOverflow:
                     # The device does not say how much it dropped: by the clock, and at least one sample.
-                    dropped_s = at - before - len(data) / 2 / channels / rate_hz
-                    intake.lost(max(1, int(dropped_s * SAMPLE_RATE)), "device overflow")
+                    intake.lost(max(1, int(late_s * SAMPLE_RATE)), "device overflow")
+                elif lost_s := behind.heard(took_s, late_s):
+                    intake.lost(int(lost_s * SAMPLE_RATE), "device or machine stood still")
                 before = at
                 intake.put(convert(data, False), Patience.NEVER)
         finally:
@@ -166,7 +193,7 @@ class Microphone:
                 stream.close()
 
     def _callback(self, data: bytes, frames: int, clock: Any, status: int) -> tuple[None, int]:
-        self._heard.put((data, status, time.monotonic()))
+        self._heard.put((data, status, boot_s()))
         return None, int(self.pyaudio.paContinue)
 
     def _format(self, audio: Any, device: Device) -> tuple[int, int]:

@@ -17,7 +17,9 @@ from capture.intake import elapsed_ns
 from common import backlog
 from common.backlog import Anchor, Meta
 from common.messages import SAMPLE_RATE
+from common.process import holder
 from common.settings import Settings, Source, UserError
+from common.wire import run_dir
 
 
 class Found(NamedTuple):
@@ -81,6 +83,15 @@ class Stream:
             self.folder, self.meta, self.position = live.folder, live.meta, live.head
             self.anchor = None if live.meta.resumable else live.anchor
         self._stale = [f for f in found if f.meta.lane == "live" and f is not live]
+        self._stale += [_look(f, m) for f in backlog.streams(self.settings.streams) if (m := self._orphan(f, now))]
+
+    def _orphan(self, folder: Path, now: Anchor) -> Meta | None:
+        """An open live stream of a source that nobody captures any more, too old to be gone on with."""
+        meta = backlog.read_meta(folder)
+        if not meta or meta.ended or meta.lane != "live" or meta.source == self.source.name:
+            return None
+        old = age_s(_look(folder, meta), now) > self.settings.capture.resume_within_s
+        return meta if old and holder(run_dir(self.settings), f"capture@{meta.source}") is None else None
 
     def _mine(self, folder: Path) -> Meta | None:
         meta = backlog.read_meta(folder)

@@ -59,7 +59,7 @@ def as_json(e: m.Event) -> str:
     body: dict[str, Any] = msgspec.msgpack.decode(e.body) if e.body else {}
     body.pop("type", None)
     head = {"seq": e.seq, "stream": e.stream, "kind": e.kind, "producer": e.producer, "at_ns": e.at_ns}
-    return json.dumps(head | ({"purged": True} if e.purged else {}) | {"body": body}, ensure_ascii=False)
+    return json.dumps(head | ({"purged": True} if e.purged else {}) | {"body": body}, ensure_ascii=False, default=repr)
 
 
 class Captions:

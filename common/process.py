@@ -7,6 +7,7 @@ again over their old files.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -18,7 +19,7 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ class _Lines(logging.Formatter):
 def set_up_log(process: str) -> Log:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines(process, as_json=not sys.stderr.isatty()))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)  # libraries speak up when it matters
+    logging.getLogger("swapscribe").setLevel(logging.INFO)
     return Log(process)
 
 
@@ -181,9 +183,23 @@ class Process:
         self.run = run_dir(settings)
         self.lock = NameLock(self.run, name)
         self.stopping = False
+        self._leave_at_once = False
 
     def _stop(self, number: int, frame: object) -> None:
         self.stopping = True  # loops look at it at least twice a second; nothing else is safe in a handler
+        if self._leave_at_once:
+            raise SystemExit(0)
+
+    @contextlib.contextmanager
+    def nothing_to_lose(self) -> Iterator[None]:
+        """In here (a model is loading, for seconds) the signal to stop is obeyed at once."""
+        self._leave_at_once = True
+        try:
+            if self.stopping:
+                raise SystemExit(0)
+            yield
+        finally:
+            self._leave_at_once = False
 
 
 def arguments(doc: str) -> argparse.ArgumentParser:

@@ -24,6 +24,7 @@ from common.settings import Settings, UserError
 
 MAX_MESSAGE = 16 * 1024 * 1024
 IPC_PATH_LIMIT = 107  # sun_path, less its terminating zero
+PAGES_UNREAD = 16  # that wait for one client; each may have 256 KiB, and a client asks for one at a time
 CURVE_DOMAIN = "swapscribe"  # of the sockets and of the list of known keys: pyzmq compares exactly
 log = logging.getLogger("wire")
 
@@ -34,13 +35,24 @@ context = zmq.Context.instance
 
 
 def run_dir(settings: Settings) -> Path:
-    """The 0700 folder of sockets and locks: DATA/run, or a short one when a socket path would be too long."""
+    """DATA/run, the 0700 folder of name locks and of what the launcher and its workers tell each other."""
+    return _private(settings.data / "run")
+
+
+def socket_dir(settings: Settings) -> Path:
+    """Where sockets lie: DATA/run, or a short 0700 folder when a socket's path would be too long for the kernel.
+
+    Locks stay in DATA/run: who holds a name is decided by the data, whatever the path or the environment looks like.
+    """
     path = settings.data / "run"
     longest = max([len("launcher"), *(len("doorbell@" + s.name) for s in settings.source), len("doorbell@") + 32])
     if len(os.fsencode(path)) + 1 + longest > IPC_PATH_LIMIT:
         tag = hashlib.sha256(os.fsencode(settings.data)).hexdigest()[:12]
-        base = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp")
-        path = base / f"swapscribe-{os.getuid()}-{tag}"
+        path = Path("/tmp") / f"swapscribe-{os.getuid()}-{tag}"
+    return _private(path)
+
+
+def _private(path: Path) -> Path:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     info = path.lstat()
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
@@ -50,7 +62,7 @@ def run_dir(settings: Settings) -> Path:
 
 
 def ipc(settings: Settings, name: str) -> str:
-    return f"ipc://{run_dir(settings) / name}"
+    return f"ipc://{socket_dir(settings) / name}"
 
 
 def _socket(kind: int) -> zmq.Socket[bytes]:
@@ -60,9 +72,10 @@ def _socket(kind: int) -> zmq.Socket[bytes]:
     return s
 
 
-def router(address: str) -> zmq.Socket[bytes]:
-    """Bind a ROUTER. A dead client's answers are dropped, never waited for."""
+def router(address: str, hwm: int = 1000) -> zmq.Socket[bytes]:
+    """Bind a ROUTER. A dead client's answers are dropped, never waited for; so are those beyond `hwm` unread ones."""
     s = _socket(zmq.ROUTER)
+    s.setsockopt(zmq.SNDHWM, hwm)
     s.setsockopt(zmq.SNDTIMEO, 0)
     s.bind(address)
     return s
@@ -219,6 +232,8 @@ class Curve:
         for address, kind, made in ((pub_tcp, zmq.PUB, pubs), (replay_tcp, zmq.ROUTER, routers)):
             if address:
                 socket = _socket(kind)
+                if kind == zmq.ROUTER:
+                    socket.setsockopt(zmq.SNDHWM, PAGES_UNREAD)
                 socket.setsockopt(zmq.CURVE_SERVER, 1)
                 socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
                 socket.setsockopt(zmq.ZAP_DOMAIN, CURVE_DOMAIN.encode())

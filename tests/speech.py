@@ -9,6 +9,7 @@ Nothing of it is committed except what is public domain (examples/make_recording
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import html
 import os
@@ -139,6 +140,37 @@ def noise_and_music() -> list[Path]:
     return sorted(p for p in _folder("noise", make).iterdir() if p.suffix in (".wav", ".flac"))
 
 
+VOICES = {
+    "en": "en_US_f_Allison",
+    "es": "es_MX_f_Allison",
+    "fr": "fr_CA_f_June",
+    "it": "it_IT_m_Carlo",
+    "ru": "ru_RU_f_IvrvoiceRU",
+}
+
+
+@cache
+def prompts(language: str) -> list[Clip]:
+    """What a telephone exchange says (Asterisk, CC BY-SA 3.0): the sentences of 40 to 160 characters without digits."""
+
+    def make(new: Path) -> None:
+        package = f"asterisk-core-sounds-{language}"
+        spoken = _from_debian(f"{package}-g722", new) / "usr/share/asterisk/sounds" / VOICES[language]
+        written = _from_debian(package, new) / f"usr/share/doc/{package}/core-sounds-{language}.txt.gz"
+        kept = []
+        for line in gzip.decompress(written.read_bytes()).decode(errors="replace").splitlines():
+            name, _, text = line.partition(": ")
+            path = spoken / f"{name}.g722"
+            if path.exists() and re.fullmatch(r"[^\d\[\]<>()]{40,160}", text.strip()):
+                path.rename(new / path.name)
+                kept.append(f"{path.name}\t{text.strip()}")
+        (new / "texts.tsv").write_text("\n".join(kept))
+
+    folder = _folder(f"prompts-{language}", make)
+    rows = [line.split("\t") for line in (folder / "texts.tsv").read_text().splitlines()]
+    return [Clip(folder / name, text) for name, text in rows]
+
+
 def samples(path: Path) -> Samples:
     """Any audio file as 16 kHz mono, the way capture reads it: mixed down, resampled once by soxr."""
     import av
@@ -166,16 +198,16 @@ def write_wav(path: Path, *pieces: Samples) -> None:
             out.writeframes(piece.astype("<i2").tobytes())
 
 
-def words(text: str) -> list[str]:
-    """Words as Whisper's papers count them: lower case, no punctuation, contractions and numbers written one way."""
-    return str(_normalizer()(text)).split()
+def words(text: str, language: str = "en") -> list[str]:
+    """Words as Whisper's papers count them: lower case, no punctuation; English numbers and such one way."""
+    return str(_normalizer(language == "en")(text)).split()
 
 
-def word_errors(reference: str, heard: str) -> int:
+def word_errors(reference: str, heard: str, language: str = "en") -> int:
     """Substituted, missing and invented words."""
     import jiwer
 
-    said, got = words(reference), words(heard)
+    said, got = words(reference, language), words(heard, language)
     if not said or not got:  # jiwer takes no empty reference
         return len(said) + len(got)
     o = jiwer.process_words(" ".join(said), " ".join(got))
@@ -183,10 +215,10 @@ def word_errors(reference: str, heard: str) -> int:
 
 
 @cache
-def _normalizer() -> Callable[[str], str]:
-    from whisper.normalizers import EnglishTextNormalizer
+def _normalizer(english: bool) -> Callable[[str], str]:
+    from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
 
-    return EnglishTextNormalizer()  # type: ignore[no-any-return]
+    return EnglishTextNormalizer() if english else BasicTextNormalizer()  # type: ignore[no-any-return]
 
 
 def root() -> Path:

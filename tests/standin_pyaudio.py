@@ -1,6 +1,7 @@
 """A stand-in for the PyAudio package, for tests: one microphone of numbered samples in real time, with fault switches.
 
-The file named by STANDIN_PYAUDIO holds words: `present`, `overflow` (the next buffer is dropped and flagged).
+The file named by STANDIN_PYAUDIO holds words: `present`, `overflow` (what comes next is dropped and flagged), `skip`
+(dropped without a word, as when the machine sleeps).
 """
 
 from __future__ import annotations
@@ -63,6 +64,9 @@ class Stream:
                 Path(os.environ["STANDIN_PYAUDIO"]).write_text("present")
                 at += 8000
                 status = paInputOverflow
+            elif "skip" in _switches():
+                Path(os.environ["STANDIN_PYAUDIO"]).write_text("present")
+                at += 24_000
             time.sleep(max(0.0, born + at / RATE - time.monotonic()))
             data = b"".join((i % 65536).to_bytes(2, "little") for i in range(at - self.frames, at))
             self.callback(data, self.frames, {}, status)

@@ -21,7 +21,8 @@ from common.child import wants
 from common.launch import Launcher
 from common.process import Process, arguments, main
 from common.settings import Settings, load
-from workers.base import Runner, Step, Work
+from workers.base import Runner
+from workers.steps import Step, Work
 from workers.transcriber import Transcriber
 
 

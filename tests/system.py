@@ -64,7 +64,7 @@ class System:
         return wait_for(lambda: (pid := self.pid(name)) != but and pid, timeout_s, f"{name} to be up") or 0
 
     def kill(self, name: str) -> int:
-        """kill -9 of the holder of this name, which must be up; returns its pid once it is dead."""
+        """kill -9 of the holder of this name, as soon as there is one; returns its pid once it is dead."""
         if name == "launcher":
             self.launcher.kill()
             return self.launcher.pid
@@ -73,10 +73,8 @@ class System:
         return pid
 
     def signal(self, name: str, number: int) -> int:
-        """Signal the holder of this name, which must be up; returns its pid."""
-        pid = signal_holder(self.run, name, number)
-        assert pid, f"{name} is not up"
-        return pid
+        """Signal the holder of this name, as soon as there is one; returns its pid."""
+        return wait_for(lambda: signal_holder(self.run, name, number), 30.0, f"{name} to be up") or 0
 
     def stop(self) -> None:
         """The graceful end that Ctrl-C is."""

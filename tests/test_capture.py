@@ -308,13 +308,18 @@ def test_a_microphone_that_vanishes_and_returns(capturing: Capturing, folder: Pa
     bells.until(lambda b: b.state == "ok" and b.end > gone.end + RATE)
     switch.write_text("present overflow")
     bells.until(lambda b: b.lost_samples > RATE and len(backlog.holes(stream)) == 2)
+    switch.write_text("present skip")
+    heard = bells.until(lambda b: len(backlog.holes(stream)) == 3)
+    bells.until(lambda b: b.end > heard.end + RATE)
     bells.close()
     assert process.stop() == 0
-    away, overflow = backlog.holes(stream)
+    away, overflow, skip = backlog.holes(stream)
     assert (away.reason, overflow.reason) == ("device was away", "device overflow")
+    assert skip.reason == "device or machine stood still"
     assert abs(overflow.end - overflow.start - 8000) < 0.1 * RATE
+    assert abs(skip.end - skip.start - 24_000) < 0.1 * RATE
     first = int.from_bytes(backlog.Reader(stream).read(0, 1).pcm, "little")
-    for hole in (away, overflow):
+    for hole in (away, overflow, skip):
         value = int.from_bytes(backlog.Reader(stream).read(hole.end, 1).pcm, "little")
         off = (value - first - hole.end + 32768) % 65536 - 32768
         assert abs(off) < 0.3 * RATE, f"{hole.reason} is wrong by {off / RATE:.3f} s"

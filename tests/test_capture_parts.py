@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +20,7 @@ from hypothesis import given, settings
 from capture import intake as intake_module
 from capture.files import _Schedule
 from capture.intake import Intake, elapsed_ns
-from capture.microphone import Device, NoDevice, choose
+from capture.microphone import Behind, Device, NoDevice, choose
 from capture.resample import Resampler
 from capture.retention import Candidate, Retention, due, read_upto
 from capture.ring import Patience, Ring, Run
@@ -28,7 +32,9 @@ from common import messages as m
 from common.backlog import Anchor, Meta
 from common.process import Log
 from common.settings import RetentionSettings, Settings, Source
+from common.wire import run_dir
 from tests.capture_helpers import RATE, numbered
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.pure
 NS = 10**9
@@ -343,6 +349,29 @@ def test_resampling_does_not_depend_on_how_the_sound_was_cut(cuts: list[int], ra
     assert b"".join(parts) == np.clip(np.rint(whole * 32768), -32768, 32767).astype("<i2").tobytes()
 
 
+def lost(arrivals: list[float], took_s: float = 0.05) -> list[float]:
+    """What is told as lost when buffers of `took_s` arrive at these times."""
+    behind = Behind()
+    told = [behind.heard(took_s, b - a - took_s) for a, b in itertools.pairwise(arrivals)]
+    return [round(t, 2) for t in told if t]
+
+
+@pytest.mark.parametrize("ppm", [-300, 0, 300])
+def test_late_buffers_and_clocks_that_differ_lose_nothing(ppm: int) -> None:
+    rng = random.Random(5)
+    due = [i * 0.05 * (1 + ppm / 1e6) for i in range(200_000)]  # nearly three hours
+    assert lost(sorted(t + rng.random() ** 8 * 0.3 for t in due)) == []
+
+
+@pytest.mark.parametrize("held", [0, 4, 20])
+def test_a_machine_that_stood_still_lost_what_its_driver_did_not_hold(held: int) -> None:
+    before = [i * 0.05 for i in range(100)]
+    hurry = [before[-1] + 60 + i * 0.001 for i in range(held)]
+    after = [before[-1] + 60 + i * 0.05 for i in range(1, 100)]
+    (lost_s,) = lost(before + hurry + after)
+    assert abs(lost_s - (60 - held * 0.05)) < 0.1
+
+
 def test_a_device_is_chosen_by_number_name_or_default() -> None:
     found = [Device(0, "HDA Intel", 2, 48_000, False), Device(3, "USB Mic 0", 1, 44_100, True)]
     assert choose(found, "").number == 3
@@ -373,3 +402,28 @@ def test_a_file_source_keeps_its_pace_and_does_not_hurry_after_a_pause(monkeypat
     for _ in range(21):
         assert schedule.wait(intake, 3200)
     assert waited == [0.1, 0.1, 0.1], "two seconds of its pace in a hurry, then as before"
+
+
+def test_open_streams_of_sources_nobody_captures_any_more_are_ended(tmp_path: Path) -> None:
+    """Only when too old to be gone on with, and never while their capture lives."""
+    settings = Settings(data_dir=str(tmp_path))
+    now = time.time_ns()
+    for name, old_s in (("gone", 3600), ("young", 5), ("alive", 3600)):
+        folder = settings.streams / f"{name}-1"
+        folder.mkdir(parents=True)
+        meta = backlog.Meta(
+            stream=folder.name, source=name, lane="live", origin="x", started_ns=now - old_s * 10**9, resumable=False
+        )
+        backlog.write_meta(folder, meta)
+    hold = "import sys; from common.process import NameLock; from pathlib import Path\n"
+    hold += "lock = NameLock(Path(sys.argv[1]), 'capture@alive'); lock.take()\n"
+    hold += "print('held', flush=True); sys.stdin.read()"
+    argv = [sys.executable, "-c", hold, str(run_dir(settings))]
+    with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline() == b"held\n"
+        stream = Stream(settings, Source(name="mic", kind="microphone"), "mic", "live")
+        stream.find()
+        assert stream.end_stale() == ["gone-1"]
+        other.communicate()
+    ended = {p.name: backlog.read_meta(p).ended for p in backlog.streams(settings.streams)}  # type: ignore[union-attr]
+    assert ended == {"gone-1": True, "young-1": False, "alive-1": False}

@@ -87,6 +87,27 @@ def test_an_oversized_message_costs_its_sender_the_connection_only(asker: wire.R
     rough.close()
 
 
+def test_a_client_that_asks_and_never_reads_does_not_fill_the_memory(asker: wire.Requester, settings: Settings) -> None:
+    told = tuple(m.raw(m.Suppressed(span=(0, 1), text="x" * 9000, reason="loop")) for _ in range(30))
+    asker.request(m.Append(producer="t", stream="s", expect_n=0, events=told), 10)
+    rude = zmq.Context.instance().socket(zmq.DEALER)
+    for option, value in ((zmq.LINGER, 0), (zmq.RCVHWM, 1), (zmq.SNDHWM, 10_000)):
+        rude.setsockopt(option, value)
+    rude.connect(wire.ipc(settings, "replay"))
+    for _ in range(500):
+        rude.send_multipart([b"", m.encode(m.Replay(after=0))])
+    polite = wire.Requester(wire.ipc(settings, "replay"))
+    for _ in range(600):  # the feed takes from both in turn: all questions of the rude one are answered by then
+        assert isinstance(polite.request(m.Replay(after=0, limit=1), 20), m.Page)
+    polite.close()
+    kept = 0
+    while rude.poll(1000):
+        rude.recv_multipart()
+        kept += 1
+    assert 0 < kept < 100
+    rude.close()
+
+
 def test_another_protocol_version_is_told_so(asker: wire.Requester) -> None:
     answer = asker.request(m.Append(producer="t", stream="s", expect_n=-1, protocol=99), 5)
     assert isinstance(answer, m.Refused) and "wrong protocol 99" in answer.reason and "1" in answer.reason

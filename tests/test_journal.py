@@ -190,6 +190,16 @@ def test_a_page_stays_small_and_bounded_in_work(journal: Journal) -> None:
     assert len(page.events) == 2 and page.upto == 2 and len(m.encode(page)) <= m.PAGE_BYTES
 
 
+def test_a_kind_that_has_nothing_new_costs_one_page(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.journal.ROWS_LOOKED_AT", 3)
+    one(journal, append(0, m.Retry(span=(0, 1)), *[silence(i, i + 1) for i in range(10)]))
+    reader = Reader(journal.path, journal.id)
+    retries = reader.page(m.Replay(after=0, kinds=("retry", "gap")))
+    assert ([e.seq for e in retries.events], retries.upto) == ([1], 3)
+    rest = reader.page(m.Replay(after=3, kinds=("retry", "gap")))
+    assert (rest.events, rest.upto, rest.head) == ((), 11, 11)
+
+
 def test_purge_really_deletes_the_text(journal: Journal) -> None:
     secret = "the launch code is nine seven five"
     told = m.Suppressed(span=(0, 5), text=secret, reason="loop", segment="s:0")
@@ -203,9 +213,7 @@ def test_purge_really_deletes_the_text(journal: Journal) -> None:
     assert [e.purged for e in held] == [True] * 50 + [False, False]
     assert [e.seq for e in held] == list(range(1, 53))
     assert secret.encode() not in b"".join(p.read_bytes() for p in journal.path.parent.iterdir())
-    assert journal.at("p", "s") == m.At(
-        n=51, positions={"audio": 5}, state=b"", head=52
-    )  # nothing is transcribed again
+    assert journal.at("p", "s") == m.At(n=52, positions={"audio": 5}, state=b"", head=52)  # nothing is heard again
     assert journal.purge("s") == []  # once is enough
 
 
@@ -230,14 +238,14 @@ def test_a_step_begun_before_a_purge_brings_no_words_after_it(journal: Journal) 
     begun = append(1, m.Suppressed(span=(1, 2), text="secret", reason="loop"), producer="p", audio=2)
     journal.purge("s")
     answers, events = journal.append([begun])
-    assert not events and answers == [m.At(n=2, positions={"audio": 1}, state=b"", head=2)]
+    assert not events and answers == [m.At(n=3, positions={"audio": 1}, state=b"", head=2)]
 
 
 def test_a_stream_purged_with_its_audio_is_new_when_it_comes_again(journal: Journal) -> None:
     one(journal, append(0, silence(0, 10), producer="transcriber", state=b"x", audio=10, meta=2))
     journal.purge("s", forget=True)
-    assert journal.at("transcriber", "s") == m.At(n=2, positions={}, state=b"", head=2)
-    assert isinstance(one(journal, append(2, silence(0, 20), producer="transcriber", audio=20)), m.At)
+    assert journal.at("transcriber", "s") == m.At(n=3, positions={}, state=b"", head=2)
+    assert isinstance(one(journal, append(3, silence(0, 20), producer="transcriber", audio=20)), m.At)
     assert Journal(journal.path.parent).sums == {"s": {"silence": 20}}
 
 

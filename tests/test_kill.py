@@ -1,7 +1,7 @@
 """The promise: any process may be killed at any moment, and no sample or word goes missing unnoticed.
 
 Real processes, real weights, real speech, through the launcher. Every random choice comes from a seed that is printed;
-SWAPSCRIBE_TEST_SEED chooses it. `python -m tests.test_kill --kills 60 --seed 7` kills for as long as wanted.
+TEST_SEED chooses it. `python -m tests.test_kill --kills 60 --seed 7` kills for as long as wanted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.speech, pytest.mark.timeout(600)]
 
 
 def seed() -> int:
-    return int(os.environ.get("SWAPSCRIBE_TEST_SEED") or random.SystemRandom().randrange(10**6))
+    return int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(10**6))
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +100,13 @@ def kill_at_random(system: System, rng: random.Random, kills: int, for_s: float)
     for name, at in zip(order, times, strict=True):
         pass_time(began + at - time.monotonic())
         system.up(name)
-        moment = moments.wait()
+        moment = moments.wait() if time.monotonic() - began < at + 3.0 else "late"  # the stream does not wait for us
         pid = system.kill(name)
         print(f"{time.monotonic() - began:7.2f} s  kill -9 {name} ({pid}), {moment}", flush=True)
         if name == "launcher":
+            for other in ("feed", "capture@talk"):  # sometimes it finds nobody to adopt
+                if rng.random() < 0.2 and system.pid(other):
+                    print(f"{time.monotonic() - began:7.2f} s  and {other} ({system.kill(other)})", flush=True)
             system.start()
     return order
 
@@ -175,7 +178,13 @@ def test_two_transcribers_of_one_name_write_each_word_once(
         other.signal(signal.SIGSTOP)
         await_more(follower, 3)
         other.signal(signal.SIGCONT)
+    await_more(follower, 1)
+    other.signal(signal.SIGSTOP)  # it misses the end, and must not write it again
+    met = other.output().count("place taken from the journal")
     follower.wait("stream_ended", 120.0)
+    other.signal(signal.SIGCONT)
+    wait_for(lambda: other.output().count("place taken from the journal") > met, 30.0, "the second one to come back")
+    pass_time(1.0)  # twice the time after which it looks for work
     assert other.alive and "died" not in system.launcher.output()
     for log in (system.log("transcriber"), other.output()):
         assert "place taken from the journal" in log, "they never met"

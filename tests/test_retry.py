@@ -5,16 +5,19 @@ Real processes, real weights, real speech; a stand-in adds the faults.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import msgspec
 import pytest
 
+from common import backlog
 from common import messages as m
+from common.feed_client import Appender, replay
 from common.settings import Settings
 from tests.conftest import Processes, wait_for
-from tests.speech import RATE, word_errors
-from tests.system import RECORDING, Following, System, assert_whole, body, file_source, recording_text, text
+from tests.speech import RATE, samples, word_errors
+from tests.system import RECORDING, Following, System, assert_whole, body, file_source, recording_text, text, weights
 
 BAD = {"segv": 18 * RATE, "raise": 28 * RATE}  # samples in the middle of sentences
 pytestmark = pytest.mark.speech
@@ -65,6 +68,42 @@ def test_a_place_that_kills_is_given_up_after_three_times_and_retried(processes:
     assert [e.seq for e in follower.events] == list(range(1, len(events) + 1))
     follower.close()
     system.stop()
+
+
+def test_a_retry_in_the_middle_of_a_live_stream(processes: Processes, settings: Settings) -> None:
+    """The worker goes on at the place that it had, with the append count that the retry left."""
+    weights()
+    sound, half = samples(RECORDING), round(21.5 * RATE)
+    folder = settings.streams / "talk"
+    writer = backlog.Writer(folder, 60 * RATE)
+    meta = backlog.Meta(stream="talk", source="t", lane="live", origin="a test", started_ns=1, resumable=True)
+    backlog.write_meta(folder, meta)
+    writer.append(0, sound[:half].tobytes())
+    faults = settings.data / "fault-transcriber"
+    faults.write_text(f"raise {BAD['segv']}\n")
+    processes.start("workers.feed")
+    follower = Following(settings)
+    argv = [sys.executable, "-m", "tests.standin_transcriber", "--config", str(processes.config()), "faulty"]
+    for _ in range(3):
+        assert processes.spawn(argv, "faulty").wait(60.0) == 1
+    worker = processes.spawn(argv, "faulty")
+    gap = body(follower.wait("gap"))
+    faults.unlink()
+    appender = Appender(settings, "cli.test")
+    assert isinstance(appender.append("talk", 0, events=(m.Retry(span=gap.span),)), m.At)
+    appender.close()
+    (again,) = wait_for(lambda: retried(follower), 30.0, "the retried caption")
+    assert body(again).span == gap.span and body(again).revision == 1
+    writer.append(half, sound[half:].tobytes())
+    writer.close()
+    ended = msgspec.structs.replace(meta, ended=True, end=len(sound), end_reason="end of file")
+    backlog.write_meta(folder, ended)
+    follower.wait("stream_ended")
+    assert worker.alive and "feed refused" not in worker.output()
+    events = list(replay(settings))
+    assert assert_whole(events, "talk") == len(sound)
+    assert word_errors(recording_text(), text(events, "talk")) <= 8
+    follower.close()
 
 
 def retried(follower: Following) -> list[m.Event]:

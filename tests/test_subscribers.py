@@ -71,7 +71,9 @@ class Writer:
         asker = wire.Requester(wire.ipc(self.settings, "append"))
         assert isinstance(asker.request(m.Purge(stream=stream), 10.0), m.Done)
         asker.close()
-        self.head += 1  # the Purged event
+        place = self.appender.at(stream)  # a purge moves the place of every producer
+        assert isinstance(place, m.At)
+        self.n[stream], self.head = place.n, self.head + 1  # the Purged event
         return self.head
 
 

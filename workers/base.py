@@ -12,18 +12,17 @@ import contextlib
 import os
 import threading
 import time
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from common import backlog, wire
 from common import messages as m
-from common.feed_client import Appender, FeedClient, replay
+from common.feed_client import Appender
 from common.process import Process
 from common.topology import doorbell
 from workers.poison import Poison
+from workers.retry import Retries
+from workers.steps import Session, Step, Work, Worker
 
 LOOK_EVERY_S = 0.5  # for new streams and audio, should a doorbell be lost
 STATUS_EVERY_S = 1.0
@@ -31,70 +30,8 @@ UNREADABLE_S = 10.0  # after which audio that could not be read is tried again
 BATCH_EVERY_S = 30.0  # a batch stream gets one step at least this often, however busy the live ones are
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """What one append carries: positions move, events are born, the state travels with them."""
-
-    positions: dict[str, int]
-    events: tuple[m.Body, ...]
-    state: bytes
-
-
-class Work(msgspec.Struct, frozen=True, kw_only=True):
-    """One bounded piece for the model: tiles `span`, begun by `silence` samples without speech."""
-
-    stream: str
-    span: m.Span
-    speech: m.Span
-    voiced: m.Span
-    pcm: bytes  # s16le of `speech`
-    state: bytes  # scan state after `span`
-
-
-class Session(ABC):
-    """One stream under work, from the place the journal gave."""
-
-    def __init__(self, folder: Path, meta: backlog.Meta, at: m.At) -> None:
-        self.folder, self.meta, self.at = folder, meta, at
-        self.served_s = 0.0  # monotonic clock of its last step
-        self.position = at.positions.get("audio", 0)
-
-    @property
-    @abstractmethod
-    def reached(self) -> int:
-        """Everything before this sample is scanned or belongs to the utterance under way."""
-
-    @abstractmethod
-    def scan(self) -> Step | Work | None:
-        """Look at more audio, bounded. None: nothing to do before more audio comes."""
-
-    @abstractmethod
-    def moved(self, at: m.At) -> None:
-        """The journal took the step; go on from `at`."""
-
-
-class Worker(ABC):
-    """What a concrete worker brings."""
-
-    name: str
-
-    @abstractmethod
-    def load(self, process: Process) -> Any:
-        """Load the model; raises UserError in one line when it is missing."""
-
-    @abstractmethod
-    def open(self, folder: Path, meta: backlog.Meta, at: m.At) -> Session: ...
-
-    @abstractmethod
-    def infer(self, model: Any, state: bytes, work: Work) -> Step:
-        """Pure: the same samples, settings and state give the same step."""
-
-    @abstractmethod
-    def skipped(self, state: bytes, work: Work, gap: m.Gap) -> Step:
-        """The step that stands in for `work` when it failed too often."""
-
-    @abstractmethod
-    def again(self, model: Any, stream: str, gap: m.Gap, pcm: bytes) -> m.Body:
-        """The event that supersedes a retryable gap."""
+class AppendRefused(Exception):
+    """The feed will never take this append as it is."""
 
 
 class Runner:
@@ -110,17 +47,27 @@ class Runner:
         self._unreadable: dict[str, tuple[float, str]] = {}  # stream -> when it is tried again, what is wrong
         self._bells = wire.subscriber([], ["doorbell"])
         self._connected: set[str] = set()
-        self._retries = FeedClient(self.settings, kinds=("retry",))
-        self._waiting: list[m.Event] = []
         self._poison = Poison(process.run, worker.name)
+        self._retries = Retries(process, worker, self._poison, self._commit)
         self._next_look = 0.0
         self._batch_at = 0.0
+        self._ended = threading.Event()
         self._control = threading.Thread(target=self._tell, name="control", daemon=True)
 
     def run(self) -> None:
         self._control.start()
+        try:
+            self._work()
+        finally:
+            # Left alone it would be torn down with the interpreter, inside a library: that aborts the process.
+            self.process.stopping = True
+            self._ended.set()
+            self._control.join(5.0)
+
+    def _work(self) -> None:
         started = time.monotonic()
-        model = self.worker.load(self.process)
+        with self.process.nothing_to_lose():
+            model = self.worker.load(self.process)
         self.log.info("model loaded", seconds=round(time.monotonic() - started, 2))
         while not self.process.stopping:
             if not self._control.is_alive():
@@ -153,7 +100,7 @@ class Runner:
             session.meta = backlog.read_meta(session.folder) or session.meta
             if not session.folder.exists():  # purged
                 del self.sessions[name]
-        self._waiting += [e for e in self._retries.poll(0.0) if isinstance(e, m.Event) and e.kind == "retry"]
+        self._retries.look()
 
     def _open(self, folder: Path, meta: backlog.Meta) -> None:
         if meta.source not in self._connected:
@@ -165,11 +112,17 @@ class Runner:
             at = self._commit(folder.name, at.n, Step(positions={"meta": 1, "audio": 0}, events=(body,), state=b""))
         if at is None:
             return
+        self._take_place(folder, meta, at)
+        if folder.name in self.sessions:
+            self.log.info("stream opened", stream=folder.name, position=at.positions.get("audio", 0), n=at.n)
+
+    def _take_place(self, folder: Path, meta: backlog.Meta, at: m.At) -> None:
+        """Go on from where the journal says that our name stands on this stream; nowhere when it has ended there."""
         if at.positions.get("meta", 0) == 2:
             self._finished.add(folder.name)
-            return
-        self.sessions[folder.name] = self.worker.open(folder, meta, at)
-        self.log.info("stream opened", stream=folder.name, position=at.positions.get("audio", 0), n=at.n)
+            self.sessions.pop(folder.name, None)
+        else:
+            self.sessions[folder.name] = self.worker.open(folder, meta, at)
 
     def _close_if_done(self, session: Session) -> bool:
         meta = session.meta
@@ -187,9 +140,9 @@ class Runner:
 
     def _turn(self, model: Any) -> bool:
         """One bounded piece of work; False when there is none. Live streams, in turn, before batch."""
-        if self._waiting:
-            self._retry(model, self._waiting[0])
-            self._waiting.pop(0)
+        if self._retries.waiting:
+            self.phase = "inferring"
+            self._moved_elsewhere(self._retries.waiting[0].stream, self._retries.carry_out(model))
             return True
         now = time.monotonic()
         live = sorted((s for s in self.sessions.values() if s.meta.lane == "live"), key=lambda s: s.served_s)
@@ -198,7 +151,7 @@ class Runner:
         for session in order:
             self.phase = "scanning"
             try:
-                found = session.scan()
+                found = self._scan(session)
             except OSError as e:
                 self._rest(session, e)
                 continue
@@ -215,6 +168,26 @@ class Runner:
             return True
         return False
 
+    def _moved_elsewhere(self, stream: str, at: m.At | None) -> None:
+        """A retry appended in our name: its session goes on from there."""
+        session = self.sessions.get(stream)
+        if at and session:
+            self._take_place(session.folder, session.meta, at)
+
+    def _scan(self, session: Session) -> Step | Work | None:
+        stream = session.meta.stream
+        if not self._poison.begin(f"{stream} scan", session.position, waits=True):
+            self.log.warning("gave up hearing", stream=stream, position=session.position)
+            return session.deaf()
+        try:
+            return session.scan()
+        except (OSError, MemoryError):
+            raise
+        except Exception:
+            failures = self._poison.failed()
+            self.log.exception("scan failed", stream=stream, position=session.position, failures=failures)
+            raise
+
     def _rest(self, session: Session, error: OSError) -> None:
         """Audio that cannot be read (a bad disk, somebody else's file) waits, and stops no other stream."""
         stream = session.meta.stream
@@ -226,7 +199,7 @@ class Runner:
     def _infer(self, model: Any, session: Session, work: Work) -> Step:
         stream = session.meta.stream
         if not self._poison.begin(stream, work.span[0]):
-            self.log.warning("gave up", stream=stream, span=work.span, attempts=self._poison.attempt.failures)
+            self.log.warning("gave up", stream=stream, span=work.span)
             segment = m.segment_id(stream, work.speech[0])
             gap = m.Gap(span=work.speech, reason="failed", retryable=True, segment=segment)
             return self.worker.skipped(session.at.state, work, gap)
@@ -235,19 +208,24 @@ class Runner:
             return self.worker.infer(model, session.at.state, work)
         except Exception as e:
             # Lack of memory is nobody's poison; everything else counts, and the launcher starts us again.
-            self._poison.failed(counts=not (isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"))
-            self.log.exception("step failed", stream=stream, span=work.span, failures=self._poison.attempt.failures)
+            out_of_memory = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
+            failures = self._poison.failed(counts=not out_of_memory)
+            self.log.exception("step failed", stream=stream, span=work.span, failures=failures)
             raise
 
     def _append(self, session: Session, step: Step) -> None:
-        at = self._commit(session.meta.stream, session.at.n, step)
+        try:
+            at = self._commit(session.meta.stream, session.at.n, step)
+        except AppendRefused:
+            self._poison.failed()  # the same step would be refused again
+            raise
         if at is None:
             self.sessions.pop(session.meta.stream, None)
         elif at.n == session.at.n + 1 and at.positions.get("audio") == step.positions.get("audio", session.position):
             session.moved(at)
         else:  # somebody else of our name wrote: the journal is right
             self.log.warning("place taken from the journal", stream=session.meta.stream, n=at.n)
-            self.sessions[session.meta.stream] = self.worker.open(session.folder, session.meta, at)
+            self._take_place(session.folder, session.meta, at)
 
     def _commit(self, stream: str, expect_n: int, step: Step | None) -> m.At | None:
         """Append until answered: a resend after a time-out is harmless. None: we are told to stop."""
@@ -274,68 +252,12 @@ class Runner:
                     self.log.info("feed answers again", stream=stream)
                 return answer
             if not answer.retry_after_s:
-                raise RuntimeError(f"feed refused an append on {stream}: {answer.reason}")
+                raise AppendRefused(f"{stream}: {answer.reason}")
             if not said:
                 self.log.warning("feed refuses for now", reason=answer.reason)
                 said = True
             time.sleep(min(answer.retry_after_s, 1.0))
         return None
-
-    # -- retry ------------------------------------------------------------------------------------------------------
-
-    def _retry(self, model: Any, event: m.Event) -> None:
-        """Process again the retryable gaps that touch the span of a Retry event; its seq is our position in them.
-
-        Each of them is superseded, by text or by the next gap: what fails again is not tried for ever.
-        """
-        body, stream = event.decode(), event.stream
-        at = self._commit(stream, -1, None)
-        if not isinstance(body, m.Retry):
-            return
-        while at and at.positions.get("retry", 0) < event.seq:
-            gap = self._failed_before(event.seq, stream, body.span)
-            events = (self._again(model, stream, gap, event.seq),) if gap else ()
-            positions = {} if gap else {"retry": event.seq}
-            at = self._commit(stream, at.n, Step(positions=positions, events=events, state=at.state))
-        session = self.sessions.get(stream)
-        if at and session:
-            if at.positions.get("audio", 0) == session.position:
-                session.at = at
-            else:  # somebody else of our name moved it
-                self.sessions[stream] = self.worker.open(session.folder, session.meta, at)
-
-    def _failed_before(self, seq: int, stream: str, span: m.Span) -> m.Gap | None:
-        """The first gap that the Retry event `seq` is about and nothing has superseded since."""
-        while not self.process.stopping:
-            try:
-                return next(iter(open_gaps(self.settings, stream, span, seq)), None)
-            except wire.Unreachable:
-                self.log.warning("feed does not answer; the retry waits", stream=stream)
-        return None
-
-    def _again(self, model: Any, stream: str, gap: m.Gap, seq: int) -> m.Body:
-        after = {"revision": gap.revision + 1, "supersedes": f"{gap.segment}/{gap.revision}"}
-        try:
-            pcm = backlog.Reader(self.settings.streams / stream).samples(gap.span)
-        except OSError as e:
-            self.log.warning("cannot retry; the gap stays", stream=stream, span=gap.span, error=str(e))
-            return msgspec.structs.replace(gap, **after)
-        if pcm is None:
-            self.log.warning("cannot retry: the audio is gone", stream=stream, span=gap.span)
-            return msgspec.structs.replace(gap, reason="failed; its audio is gone", retryable=False, **after)
-        if self._poison.begin(f"{stream} retry {seq}", gap.span[0]):  # a person asked: counted anew
-            self.phase = "inferring"
-            try:
-                done = self.worker.again(model, stream, gap, pcm)
-            except Exception:
-                self._poison.failed(counts=True)
-                self.log.exception("retry failed; the gap stays", stream=stream, span=gap.span)
-            else:
-                self.log.info("gap superseded", stream=stream, span=gap.span)
-                return done
-        else:
-            self.log.warning("gave up again; the gap stays", stream=stream, span=gap.span)
-        return msgspec.structs.replace(gap, **after)
 
     # -- sign of life -----------------------------------------------------------------------------------------------
 
@@ -353,17 +275,4 @@ class Runner:
                 worker=self.worker.name, pid=os.getpid(), phase=self.phase, lag_s=lags, detail=trouble[:500]
             )
             appender.tell(status)
-            time.sleep(STATUS_EVERY_S)
-
-
-def open_gaps(settings: Any, stream: str, span: m.Span, before: int) -> list[m.Gap]:
-    """Retryable gaps of `stream` touching `span`, journaled before event `before`, not superseded yet; in order."""
-    newest: dict[str, tuple[int, m.EventBody]] = {}
-    for event in replay(settings, kinds=("gap", "transcript", "suppressed"), stream=stream):
-        body = event.decode()
-        if isinstance(body, m.Gap | m.Transcript | m.Suppressed) and body.segment:
-            known = newest.get(body.segment)
-            if known is None or body.revision >= known[1].revision:  # type: ignore[union-attr]
-                newest[body.segment] = (event.seq, body)
-    gaps = [b for seq, b in newest.values() if isinstance(b, m.Gap) and b.retryable and seq < before]
-    return sorted((g for g in gaps if g.span[0] < span[1] and span[0] < g.span[1]), key=lambda g: g.span)
+            self._ended.wait(STATUS_EVERY_S)

@@ -19,6 +19,7 @@ import msgspec
 from common import backlog, coverage, wire
 from common import messages as m
 from common.process import Log, Process, arguments, main
+from common.settings import UserError
 from common.topology import COVERAGE_PRODUCER, doorbell
 from workers.journal import Journal, Reader
 
@@ -100,7 +101,7 @@ class Feed:
         self.journal = Journal(settings.data / "journal")
         self.append = wire.router(wire.ipc(settings, "append"))
         self.pubs = [wire.publisher(wire.ipc(settings, "pub"))]
-        replays = [wire.router(wire.ipc(settings, "replay"))]
+        replays = [wire.router(wire.ipc(settings, "replay"), hwm=wire.PAGES_UNREAD)]
         self._auth = None
         if settings.feed.pub_tcp or settings.feed.replay_tcp:
             curve = wire.Curve(Path(settings.feed.curve_dir) if settings.feed.curve_dir else settings.data / "curve")
@@ -322,7 +323,10 @@ class Feed:
             self._doorbells.connect(wire.ipc(self.settings, doorbell(source)))
 
     def _low_disk(self) -> str:
-        info = os.statvfs(self.settings.data)
+        try:
+            info = os.statvfs(self.settings.data)
+        except FileNotFoundError:
+            raise UserError(f"{self.settings.data} is gone: put it back, or start with another data_dir") from None
         free = info.f_bavail * info.f_frsize
         return f"disk nearly full: {free >> 20} MiB free" if free < LOW_DISK_BYTES else ""
 

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from common import backlog
+from common.messages import UNDECODABLE
 
 MAX_FAILURES = 3
 MAX_KILLS = 10  # SIGKILL of unknown origin: the kernel's memory killer looks like this, so be patient
@@ -21,57 +22,74 @@ CRASHES = ("signal 11", "signal 6", "signal 7", "signal 4")  # SEGV, ABRT, BUS, 
 
 
 class Attempt(msgspec.Struct, kw_only=True):
-    """RUN/<worker>.attempt: what was being inferred, and how often that ended badly. Outlives the process."""
+    """How often a step at one place ended badly."""
 
-    stream: str = ""
-    position: int = -1
+    position: int
     failures: int = 0
     kills: int = 0
-    open: bool = False
-    pid: int = 0  # of the process whose step is open
+
+
+class Attempts(msgspec.Struct, kw_only=True):
+    """RUN/<worker>.attempt: what is under way (`open`, by process `pid`), and every place that has ended badly."""
+
+    open: str = ""
+    pid: int = 0
+    tries: dict[str, Attempt] = {}  # one place for each kind of step of each stream
 
 
 class Poison:
-    """Counts bad ends of one step over restarts. Orders (TERM, recorded kills) and lack of memory never count."""
+    """Counts bad ends of one step over restarts. Orders (TERM, recorded kills) and lack of memory never count.
+
+    `what` names a kind of step of one stream: streams take turns, and one's success must not forget another's failure.
+    """
 
     def __init__(self, run: Path, name: str) -> None:
         self._path, self._exit = run / f"{name}.attempt", run / f"{name}.exit"
-        self.attempt = Attempt()
+        self._all = Attempts()
         try:
-            self.attempt = msgspec.json.decode(self._path.read_bytes(), type=Attempt)
-        except (OSError, msgspec.MsgspecError):
+            self._all = msgspec.json.decode(self._path.read_bytes(), type=Attempts)
+        except (OSError, *UNDECODABLE):
             return
-        if self.attempt.open:
+        if self._all.open:
             self._judge()
-            self.attempt.open = False
+            self._all.open = ""
 
     def _judge(self) -> None:
+        attempt = self._all.tries.get(self._all.open)
         try:
             last: dict[str, Any] = msgspec.json.decode(self._exit.read_bytes())
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, *UNDECODABLE):
             return
-        if last.get("ours") or last.get("pid") != self.attempt.pid:  # an order, or the end of another life
-            return
+        if attempt is None or last.get("ours") or last.get("pid") != self._all.pid:
+            return  # an order, or the end of another life
         if last.get("cause") in CRASHES:
-            self.attempt.failures += 1
+            attempt.failures += 1
         elif last.get("cause") == "signal 9":
-            self.attempt.kills += 1
+            attempt.kills += 1
 
-    def begin(self, stream: str, position: int) -> bool:
-        """Note that a step begins; False when it has failed too often to be tried again."""
-        if (self.attempt.stream, self.attempt.position) != (stream, position):
-            self.attempt = Attempt(stream=stream, position=position)
-        if self.attempt.failures >= MAX_FAILURES or self.attempt.kills >= MAX_KILLS:
+    def begin(self, what: str, position: int, waits: bool = False) -> bool:
+        """Note that a step begins; False when it has failed too often to be tried again.
+
+        `waits`: it also waits for its input. A SIGKILL then finds it under way whatever it was sent for: not counted.
+        """
+        before = self._all.tries.get(what)
+        attempt = before if before and before.position == position else Attempt(position=position)
+        if attempt.failures >= MAX_FAILURES or (attempt.kills >= MAX_KILLS and not waits):
             return False
-        self.attempt.open, self.attempt.pid = True, os.getpid()
-        self._write()
+        if before is not attempt or self._all.open != what or self._all.pid != os.getpid():
+            bad = {k: a for k, a in self._all.tries.items() if a.failures or a.kills}
+            self._all = Attempts(open=what, pid=os.getpid(), tries=bad | {what: attempt})
+            self._write()
         return True
 
-    def failed(self, counts: bool) -> None:
-        self.attempt.failures += counts
-        self.attempt.open = False
+    def failed(self, counts: bool = True) -> int:
+        """The step under way raised; returns how often it has failed."""
+        attempt = self._all.tries.get(self._all.open, Attempt(position=-1))
+        attempt.failures += counts
+        self._all.open = ""
         self._write()
+        return attempt.failures
 
     def _write(self) -> None:
         with contextlib.suppress(OSError):  # disk full: the count is lost, the work is not
-            backlog.replace_file(self._path, msgspec.json.encode(self.attempt), durable=False)
+            backlog.replace_file(self._path, msgspec.json.encode(self._all), durable=False)

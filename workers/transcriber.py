@@ -21,7 +21,8 @@ from common import messages as m
 from common.process import Process, arguments, main
 from common.settings import Settings, TranscriberSettings, UserError
 from workers._torch import set_up
-from workers.base import Runner, Step, Work, Worker
+from workers.base import Runner
+from workers.steps import Step, Work, Worker
 from workers.utterances import State, Utterances, unpack
 from workers.vad import Floats, Rules, Vad
 
@@ -93,13 +94,14 @@ class Transcriber(Worker):
     def infer(self, model: Any, state: bytes, work: Work) -> Step:
         before = unpack(state)
         near = work.speech[0] - before.prompt_end <= self.s.prompt_within_s * m.SAMPLE_RATE
+        near = near and before.model == self.s.model
         done = self._hear(model, work.pcm, work.speech, work.voiced, before.prompt if near else ())
         prompt = before.prompt if near else ()
         prompt_end = before.prompt_end
         if done.text and not done.reason:
             prompt = (prompt + done.tokens)[-PROMPT_TOKENS:] if done.temperature < PROMPT_TEMPERATURE else ()
             prompt_end = work.speech[1]
-        after = State(vad=work.state, prompt=prompt, prompt_end=prompt_end)
+        after = State(vad=work.state, prompt=prompt, prompt_end=prompt_end, model=self.s.model)
         return self._step(work, self._body(m.segment_id(work.stream, work.speech[0]), work.speech, done), after)
 
     def _step(self, work: Work, body: m.Body, after: State) -> Step:

@@ -13,7 +13,7 @@ import numpy as np
 
 from common import backlog
 from common import messages as m
-from workers.base import Session, Step, Work
+from workers.steps import Session, Step, Work
 from workers.vad import FRAME, Cut, Rules, Segmenter, Vad
 
 SCAN_SAMPLES = 30 * m.SAMPLE_RATE  # audio looked at before others get their turn
@@ -25,6 +25,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     vad: bytes = b""
     prompt: tuple[int, ...] = ()
     prompt_end: int = 0
+    model: str = ""  # whose tokens `prompt` are
 
 
 _state = msgspec.msgpack.Decoder(State)
@@ -129,6 +130,21 @@ class Utterances(Session):
         kept = msgspec.structs.replace(unpack(self.at.state), vad=self._vad.start().tobytes())
         gap = m.Gap(span=span, reason=chunk.reason, retryable=False, segment=m.segment_id(self.meta.stream, span[0]))
         return Step(positions={"audio": chunk.hole_end}, events=(gap,), state=m.encode(kept))
+
+    def deaf(self) -> Step | None:
+        """Give up at most SCAN_SAMPLES that cannot be heard; what was captured by now is one Gap."""
+        self._begin(self.at)
+        start, end = self.position, self.position
+        while end - start < SCAN_SAMPLES:
+            chunk = self._reader.read(end, SCAN_SAMPLES - (end - start))
+            if not chunk.pcm:
+                break
+            end = chunk.end
+        if end == start:
+            return None
+        segment = m.segment_id(self.meta.stream, start)
+        gap = m.Gap(span=(start, end), reason="failed", retryable=True, segment=segment)
+        return Step(positions={"audio": end}, events=(gap,), state=m.encode(State(vad=self._vad.start().tobytes())))
 
     def moved(self, at: m.At) -> None:
         cut, position = self._cut, at.positions["audio"]

@@ -1,0 +1,93 @@
+"""`swapscribe retry`: gaps of failed steps are processed again, because a person asked by a Retry event.
+
+Its position is the seq of the last Retry carried out, so a kill in the middle goes on with what is left. Each gap is
+superseded, by text or by the next gap: what fails again is not tried for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from common import backlog, wire
+from common import messages as m
+from common.feed_client import FeedClient, replay
+from common.process import Process
+from common.settings import Settings
+from workers.poison import Poison
+from workers.steps import Step, Worker
+
+Commit = Callable[[str, int, Step | None], m.At | None]
+
+
+class Retries:
+    """Hears Retry events and carries them out, one at a time."""
+
+    def __init__(self, process: Process, worker: Worker, poison: Poison, commit: Commit) -> None:
+        self.process, self.worker, self.poison, self.commit = process, worker, poison, commit
+        self.settings, self.log = process.settings, process.log
+        self.waiting: list[m.Event] = []
+        self._client = FeedClient(self.settings, kinds=("retry",))
+
+    def look(self) -> None:
+        self.waiting += [e for e in self._client.poll(0.0) if isinstance(e, m.Event) and e.kind == "retry"]
+
+    def carry_out(self, model: Any) -> m.At | None:
+        """The oldest one that waits: supersede every retryable gap it is about. Returns the place afterwards."""
+        event = self.waiting[0]
+        body, stream = event.decode(), event.stream
+        at = self.commit(stream, -1, None)
+        while isinstance(body, m.Retry) and at and at.positions.get("retry", 0) < event.seq:
+            gap = self._failed_before(event.seq, stream, body.span)
+            events = (self._again(model, stream, gap, event.seq),) if gap else ()
+            positions = {} if gap else {"retry": event.seq}
+            at = self.commit(stream, at.n, Step(positions=positions, events=events, state=at.state))
+        del self.waiting[0]
+        return at
+
+    def _failed_before(self, seq: int, stream: str, span: m.Span) -> m.Gap | None:
+        """The first gap that the Retry event `seq` is about and nothing has superseded since."""
+        while not self.process.stopping:
+            try:
+                return next(iter(open_gaps(self.settings, stream, span, seq)), None)
+            except wire.Unreachable:
+                self.log.warning("feed does not answer; the retry waits", stream=stream)
+        return None
+
+    def _again(self, model: Any, stream: str, gap: m.Gap, seq: int) -> m.Body:
+        after = {"revision": gap.revision + 1, "supersedes": f"{gap.segment}/{gap.revision}"}
+        try:
+            pcm = backlog.Reader(self.settings.streams / stream).samples(gap.span)
+        except OSError as e:
+            self.log.warning("cannot retry; the gap stays", stream=stream, span=gap.span, error=str(e))
+            return msgspec.structs.replace(gap, **after)
+        if pcm is None:
+            self.log.warning("cannot retry: the audio is gone", stream=stream, span=gap.span)
+            return msgspec.structs.replace(gap, reason="failed; its audio is gone", retryable=False, **after)
+        if self.poison.begin(f"{stream} retry {seq}", gap.span[0]):  # a person asked: counted anew
+            try:
+                done = self.worker.again(model, stream, gap, pcm)
+            except Exception:
+                self.poison.failed()
+                self.log.exception("retry failed; the gap stays", stream=stream, span=gap.span)
+            else:
+                self.log.info("gap superseded", stream=stream, span=gap.span)
+                return done
+        else:
+            self.log.warning("gave up again; the gap stays", stream=stream, span=gap.span)
+        return msgspec.structs.replace(gap, **after)
+
+
+def open_gaps(settings: Settings, stream: str, span: m.Span, before: int) -> list[m.Gap]:
+    """Retryable gaps of `stream` touching `span`, journaled before event `before`, not superseded yet; in order."""
+    newest: dict[str, tuple[int, m.EventBody]] = {}
+    for event in replay(settings, kinds=("gap", "transcript", "suppressed"), stream=stream):
+        body = event.decode()
+        if isinstance(body, m.Gap | m.Transcript | m.Suppressed) and body.segment:
+            known = newest.get(body.segment)
+            if known is None or body.revision >= known[1].revision:  # type: ignore[union-attr]
+                newest[body.segment] = (event.seq, body)
+    gaps = [b for seq, b in newest.values() if isinstance(b, m.Gap) and b.retryable and seq < before]
+    return sorted((g for g in gaps if g.span[0] < span[1] and span[0] < g.span[1]), key=lambda g: g.span)
