@@ -388,6 +388,59 @@ class Command(Request, frozen=True, kw_only=True, tag="command"):
     args: dict[str, str] = {}
 
 
+class Incarnation(Struct, frozen=True, kw_only=True):
+    """One life of one process: no two processes share it, not even after a pid is used again."""
+
+    worker: str
+    pid: int
+    started_ticks: int  # start time of the process, field 22 of /proc/PID/stat
+    nonce: str  # 64 random bits, 16 hex digits
+
+
+class Want(Struct, frozen=True, kw_only=True):
+    """What a worker needs of the GPU: `bytes` 0 means nothing. `since_s` is CLOCK_MONOTONIC, one for the machine."""
+
+    bytes: int
+    lane: str = "live"  # live | burst | batch
+    since_s: float = 0.0
+
+
+class Lease(Struct, frozen=True, kw_only=True, tag_field="type", tag="lease"):
+    """The arbiter's newest decision on one incarnation, whole; sent on change and again each second."""
+
+    protocol: int = PROTOCOL
+    incarnation: Incarnation
+    epoch: int
+    granted: bool  # else revoked
+    bytes: int  # granted: hold at most this; revoked: what is to be given back
+    offload_within_s: float  # revoked: who has not reported it offloaded by then is killed
+    max_hold_s: float = 0.0  # granted: give it back unasked after this; 0: hold it until it is revoked
+
+
+class Status(Request, frozen=True, kw_only=True, tag="status"):
+    """All that the arbiter may believe of one incarnation, from its control thread; on change and each second.
+
+    Answered by `Lease`s. `acted`, `residency`, `held_bytes` and `lease_bytes` are of one moment.
+    """
+
+    incarnation: Incarnation
+    acted: int  # newest epoch that the WORK thread has carried out
+    pending: int  # newest epoch received; it will be carried out at the edge of the step
+    residency: str  # absent | offloaded | loading | resident | offloading
+    held_bytes: int
+    lease_bytes: int  # the most that a lease in force or pending lets it hold
+    peak_bytes: int = 0
+    residue_bytes: int = 0  # device bytes of the process that no offload gives back (a CUDA context), or will be
+    wants: Want
+    waiting: bool = False  # input waits for a step: no progress now means that it hangs
+    lag_s: float = 0.0
+    silence_s: float = 0.0
+    positions: dict[str, int] = {}
+    stepped_at_s: float = 0.0  # CLOCK_MONOTONIC of the last step or the last copy of a reload
+    step_p99_s: float = 0.0  # longest piece that cannot be interrupted, a step or one copy; 0: not measured yet
+    offload_p99_s: float = 0.0
+
+
 FeedRequest = Append | Purge | Hypothesis | WorkerStatus
 ReplayRequest = Replay | StateHash
 Answer = At | Refused | Done | Page | Hash
