@@ -1,1 +1,1 @@
-"""The arbiter grants byte-budget leases on the GPU. It arrives with the first worker that needs a lease."""
+"""The arbiter grants byte-budget leases on the GPU. Its ledger is here; the process that carries it out is to come."""
