@@ -61,8 +61,11 @@ class Row(msgspec.Struct, kw_only=True):
     until: float = inf  # when the state has lasted long enough: see Ledger.tick
     status: Status | None = None  # the last one heard in this life of the arbiter
     progress_at: float = 0.0
-    met: int = 0  # newest question to the device when it was met, and
-    ended: int = 0  # when it died: only answers to later ones know of it
+    # Newest question to the device when it was met, said that it ever held bytes, that its grant is carried out; died:
+    met: int = 0
+    peaked: float = inf
+    settled: float = inf
+    ended: int = 0  # only answers to later ones know of it
 
     @property
     def counted(self) -> int:
@@ -243,6 +246,8 @@ class Ledger:
         if not s.waiting or old is None or done != (old.acted, old.positions, old.stepped_at_s):
             row.progress_at = now
         row.residue_bytes = max(row.residue_bytes, s.residue_bytes)
+        row.peaked = min(row.peaked, self.asked) if s.peak_bytes else row.peaked
+        row.settled = min(row.settled, self.asked) if row.state is GRANTED and s.acted >= row.epoch else inf
         if s.step_p99_s:
             row.offload_within_s = max(self.limits.offload_at_least_s, 3 * s.step_p99_s + s.offload_p99_s)
 
@@ -251,7 +256,7 @@ class Ledger:
 
     def _decide(self, row: Row, state: State, now: float, reason: str) -> None:
         self.n += 1
-        row.epoch = self.n
+        row.epoch, row.settled = self.n, inf
         self._move(row, state, now, reason)
         self._out.append(self._send(row))
 
@@ -281,9 +286,9 @@ class Ledger:
 
     def _explained(self, m: Measured, living: list[Row]) -> int:
         """Used bytes that belong to living rows, none beyond what they are accounted for."""
-        if m.by_pid is None:  # a word for it only of those whom no decision is making move
-            settled = [r for r in living if r.state is GRANTED and r.status and r.status.acted >= r.epoch]
-            return sum(min(r.status.held_bytes, r.bytes) + r.residue_bytes for r in settled if r.status)
+        if m.by_pid is None:  # their own word is taken, if they had given it before the question
+            held = sum(min(r.status.held_bytes, r.bytes) for r in living if r.status and r.settled < m.number)
+            return held + sum(r.residue_bytes for r in living if r.peaked < m.number)
         accounted: dict[int, int] = {}
         for r in living:
             accounted[r.incarnation.pid] = accounted.get(r.incarnation.pid, 0) + r.counted + r.residue_bytes

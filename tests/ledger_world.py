@@ -200,6 +200,7 @@ class World(Checker):
         p = self.pick(n, lambda p: p.alive and not p.stopped)
         if p and p.holder:
             more = {"residue_bytes": p.residue, "waiting": p.waiting, "stepped_at_s": p.stepped_at_s}
+            more["peak_bytes"] = int(p.context)
             self.up.append((p.holder.status(self.now, **more, step_p99_s=p.step_p99_s), self.life))
 
     def do_deliver_status(self, n: int) -> None:

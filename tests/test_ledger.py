@@ -10,6 +10,7 @@ import random
 import sys
 import time
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -234,6 +235,9 @@ def test_without_figures_of_processes_only_settled_leases_explain_what_is_used()
     assert x.foreign_bytes == 50, "it has not said that it loaded"
     x.heard(status(W, acted=1, residency="resident", held=45), 2.5)
     x.measured(total)
+    assert x.foreign_bytes == 50, "it said so later than the device was asked"
+    x.tick(3.5)
+    x.measured(msgspec.structs.replace(total, number=x.asked))
     assert x.foreign_bytes == 5
 
 
