@@ -49,11 +49,14 @@ class Retries:
 
     def _failed_before(self, seq: int, stream: str, span: m.Span) -> m.Gap | None:
         """The first gap that the Retry event `seq` is about and nothing has superseded since."""
+        said = False
         while not self.process.stopping:
             try:
                 return next(iter(open_gaps(self.settings, stream, span, seq)), None)
             except wire.Unreachable:
-                self.log.warning("feed does not answer; the retry waits", stream=stream)
+                if not said:
+                    self.log.warning("feed does not answer; the retry waits", stream=stream)
+                said = True
         return None
 
     def _again(self, model: Any, stream: str, gap: m.Gap, seq: int) -> m.Body:
