@@ -34,6 +34,15 @@ class AppendRefused(Exception):
     """The feed will never take this append as it is."""
 
 
+def life(folder: Path) -> tuple[int, int]:
+    """Which one of the folders of this name it is; the same after a change costs a question to the feed."""
+    try:
+        info = folder.stat()
+    except FileNotFoundError:
+        return (0, 0)
+    return info.st_ino, info.st_ctime_ns
+
+
 class Runner:
     """One worker process: a work thread (this one) and a control thread that says how it goes."""
 
@@ -43,7 +52,7 @@ class Runner:
         self.appender = Appender(self.settings, worker.name)
         self.sessions: dict[str, Session] = {}
         self.phase = "loading"
-        self._finished: set[str] = set()
+        self._finished: dict[str, tuple[int, int]] = {}  # and which life of the folder was
         self._unreadable: dict[str, tuple[float, str]] = {}  # stream -> when it is tried again, what is wrong
         self._bells = wire.subscriber([], ["doorbell"])
         self._connected: set[str] = set()
@@ -86,9 +95,9 @@ class Runner:
             return
         self._next_look = now + LOOK_EVERY_S
         folders = backlog.streams(self.settings.streams)
-        self._finished &= {f.name for f in folders}  # a file that is captured again after a purge has its old name
         for folder in folders:
-            if folder.name in self._finished or folder.name in self.sessions:
+            # A file that is captured again after a purge has its old name, and may be back before we look twice.
+            if folder.name in self.sessions or self._finished.get(folder.name) == life(folder):
                 continue
             if now < self._unreadable.get(folder.name, (0.0, ""))[0]:
                 continue
@@ -96,30 +105,33 @@ class Runner:
             if meta:
                 self._open(folder, meta)
         self._unreadable = {n: v for n, v in self._unreadable.items() if (self.settings.streams / n).exists()}
+        self._finished = {n: v for n, v in self._finished.items() if (self.settings.streams / n).exists()}
         for name, session in list(self.sessions.items()):
-            session.meta = backlog.read_meta(session.folder) or session.meta
-            if not session.folder.exists():  # purged
+            meta = backlog.read_meta(session.folder) or session.meta
+            if not session.folder.exists() or meta.started_ns != session.meta.started_ns:  # purged (and here again)
                 del self.sessions[name]
+            session.meta = meta
         self._retries.look()
 
     def _open(self, folder: Path, meta: backlog.Meta) -> None:
         if meta.source not in self._connected:
             self._connected.add(meta.source)
             self._bells.connect(wire.ipc(self.settings, doorbell(meta.source)))
+        which = life(folder)  # before the question: the answer is about this one
         at = self._commit(folder.name, -1, None)
         if at and at.positions.get("meta", 0) == 0:
             body = m.StreamStarted(source=meta.source, lane=meta.lane, started_ns=meta.started_ns)
             at = self._commit(folder.name, at.n, Step(positions={"meta": 1, "audio": 0}, events=(body,), state=b""))
         if at is None:
             return
-        self._take_place(folder, meta, at)
+        self._take_place(folder, meta, at, which)
         if folder.name in self.sessions:
             self.log.info("stream opened", stream=folder.name, position=at.positions.get("audio", 0), n=at.n)
 
-    def _take_place(self, folder: Path, meta: backlog.Meta, at: m.At) -> None:
+    def _take_place(self, folder: Path, meta: backlog.Meta, at: m.At, which: tuple[int, int]) -> None:
         """Go on from where the journal says that our name stands on this stream; nowhere when it has ended there."""
         if at.positions.get("meta", 0) == 2:
-            self._finished.add(folder.name)
+            self._finished[folder.name] = which
             self.sessions.pop(folder.name, None)
         else:
             self.sessions[folder.name] = self.worker.open(folder, meta, at)
@@ -128,10 +140,11 @@ class Runner:
         meta = session.meta
         if not meta.ended or session.position < meta.end:
             return False
+        which = life(session.folder)
         step = Step(positions={"meta": 2}, events=(m.StreamEnded(end=meta.end, reason=meta.end_reason),), state=b"")
         at = self._commit(meta.stream, session.at.n, step)
         if at and at.positions.get("meta") == 2:
-            self._finished.add(meta.stream)
+            self._finished[meta.stream] = which
             self.log.info("stream finished", stream=meta.stream, end=meta.end)
         self.sessions.pop(meta.stream, None)  # not taken: another copy moved it; it is opened again from the journal
         return True
@@ -172,7 +185,7 @@ class Runner:
         """A retry appended in our name: its session goes on from there."""
         session = self.sessions.get(stream)
         if at and session:
-            self._take_place(session.folder, session.meta, at)
+            self._take_place(session.folder, session.meta, at, (0, 0))
 
     def _scan(self, session: Session) -> Step | Work | None:
         stream = session.meta.stream
@@ -214,6 +227,7 @@ class Runner:
             raise
 
     def _append(self, session: Session, step: Step) -> None:
+        which = life(session.folder)
         try:
             at = self._commit(session.meta.stream, session.at.n, step)
         except AppendRefused:
@@ -225,7 +239,7 @@ class Runner:
             session.moved(at)
         else:  # somebody else of our name wrote: the journal is right
             self.log.warning("place taken from the journal", stream=session.meta.stream, n=at.n)
-            self._take_place(session.folder, session.meta, at)
+            self._take_place(session.folder, session.meta, at, which)
 
     def _commit(self, stream: str, expect_n: int, step: Step | None) -> m.At | None:
         """Append until answered: a resend after a time-out is harmless. None: we are told to stop."""
