@@ -64,7 +64,7 @@ def wants(settings: Settings, passed: Sequence[str]) -> tuple[Want, ...]:
             finite=kinds.get(source) in ("file", "stdin"),
             stdin=kinds.get(source) == "stdin",
         )
-        for name in topology.names(tuple(kinds))
+        for name in topology.names(settings)
     )
 
 

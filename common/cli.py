@@ -190,7 +190,7 @@ def exec_process(given: Given, name: str) -> NoReturn:
     from common.child import module_command
 
     more = given.source_chosen()
-    known = topology.names(tuple(s.name for s in given.settings(*more).source))
+    known = topology.names(given.settings(*more))
     if name not in known:
         raise UserError(f"no process {name!r}; there are: {', '.join(known)}")
     sys.stdout.flush()
@@ -284,7 +284,7 @@ def names(given: Given) -> None:
     """Names of all processes, for scripts."""
     from common import topology
 
-    say(" ".join(topology.names(tuple(s.name for s in given.settings(*given.source_chosen()).source))))
+    say(" ".join(topology.names(given.settings(*given.source_chosen()))))
 
 
 @cli.command()

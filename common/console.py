@@ -122,7 +122,7 @@ def coverage_line(c: m.Coverage) -> str:
 def status(settings: Settings, pids: dict[str, int], states: dict[str, str], beat: m.Beat | None) -> list[str]:
     """Processes, then streams. `states` are the launcher's, by name; empty when there is no launcher."""
     rows = ["launcher", *(r.name for r in topology.TABLE)]
-    known = {"launcher", *topology.names(tuple(s.name for s in settings.source)), *pids, *states}
+    known = {"launcher", *topology.names(settings), *pids, *states}
     lines = []
     for name in sorted(known, key=lambda n: (rows.index(n.partition("@")[0]), n)):
         pid, words = pids.get(name), [states.get(name, "up" if name in pids else "not running")]

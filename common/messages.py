@@ -381,7 +381,7 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="type", tag="beat"):
 
 
 class Command(Request, frozen=True, kw_only=True, tag="command"):
-    """An order to the launcher (later: the arbiter). Sending it twice under one `id` carries it out once."""
+    """An order to the launcher or the arbiter. Sending it twice under one `id` carries it out once."""
 
     id: str
     verb: str
@@ -439,9 +439,54 @@ class Status(Request, frozen=True, kw_only=True, tag="status"):
     stepped_at_s: float = 0.0  # CLOCK_MONOTONIC of the last step or the last copy of a reload
     step_p99_s: float = 0.0  # longest piece that cannot be interrupted, a step or one copy; 0: not measured yet
     offload_p99_s: float = 0.0
+    weights_bytes: int = 0  # of the model; 0: not loaded into RAM yet
+    reload_s: float = 0.0  # how long the last reload took, from its first copy to resident; 0: none yet
+    reload_gb_s: float = 0.0  # and how fast its bytes moved, in 10^9 bytes a second
+    offload_s: float = 0.0  # how long the last offload took
+    revoke_s: float = 0.0  # from hearing the last revocation to having carried it out
+    complaint: str = ""  # one line for people: why it cannot use what it was granted
 
 
-FeedRequest = Append | Purge | Hypothesis | WorkerStatus
+class GpuWorker(Struct, frozen=True, kw_only=True):
+    """One GPU worker in GpuState: where it stands, and why it waits if it does."""
+
+    worker: str
+    pid: int
+    state: str  # free | granted | revoked | killed | reclaiming | lost
+    residency: str  # absent | offloaded | loading | resident | offloading
+    lane: str  # live | burst | batch
+    bytes: int  # counted against the cap
+    held_bytes: int  # on the device, by its own word
+    wants_bytes: int  # 0: nothing
+    waits_s: float = 0.0  # since when it wants what it has not got; 0: it does not wait
+    reason: str = ""  # why it waits, has to leave, or cannot be served: for people
+    lag_s: float = 0.0
+    reload_s: float = 0.0
+    reload_gb_s: float = 0.0
+    offload_s: float = 0.0
+    pinned: bool = False
+
+
+class GpuState(Request, frozen=True, kw_only=True, tag="gpu_state"):
+    """The GPU as the arbiter sees it, on change and each second: arbiter -> feed -> `live.gpu`. Never answered."""
+
+    device: str  # its name
+    simulated: bool
+    total_bytes: int  # 0: not measured yet
+    used_bytes: int  # by anybody, as measured
+    foreign_bytes: int  # by programs that are none of ours
+    cap_bytes: int  # what all leases together may have
+    counted_bytes: int  # what they have
+    phase: str  # idle | free ride | making room | burst | giving back | reclaiming
+    reason: str = ""  # why the phase is what it is
+    captions_resume_in_s: float = -1.0  # estimate while live workers have to wait; -1: they do not
+    swaps: int = 0  # bursts for which somebody had to leave, since the arbiter began
+    workers: tuple[GpuWorker, ...] = ()
+    trouble: str = ""  # the driver does not answer, figures of processes are missing, ...
+
+
+FeedRequest = Append | Purge | Hypothesis | WorkerStatus | GpuState
+ArbiterRequest = Status | Command
 ReplayRequest = Replay | StateHash
 Answer = At | Refused | Done | Page | Hash
 

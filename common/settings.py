@@ -74,6 +74,40 @@ class TranscriberSettings(Section, frozen=True, kw_only=True):
     prompt_within_s: float = 30.0  # the previous utterance's text is context if it ended no longer ago
 
 
+class GpuSettings(Section, frozen=True, kw_only=True):
+    """The one card, how much of it may be used, and the policy of who may be on it (docs/swap.md)."""
+
+    device: str = "auto"  # auto: CUDA where there is a card and a CUDA build of torch | cuda | simulated
+    index: int = 0  # which CUDA device
+    cap_mib: int = 0  # leases have at most this much together; 0: all that the device has, less the margin
+    margin_mib: int = 256  # never granted to anybody
+    simulated_mib: int = 0  # capacity of the simulated card; 0: room for everything
+    simulated_gb_s: float = 0.0  # 10^9 bytes a second over its link; 0: as fast as memory is copied
+    simulated_reclaim_s: float = 0.0  # its memory is free this long after its holder was killed
+    lag_soft_s: float = 3.0  # captions later than this put a burst off
+    lag_hard_s: float = 20.0  # captions later than this cut a running burst short
+    silence_s: float = 0.7  # a burst likes to begin after this much silence
+    patience_s: float = 45.0  # it does not wait longer than this for silence
+    overdue_s: float = 120.0  # it does not wait longer than this for anything
+    max_hold_s: float = 60.0  # a burst gives back after this
+    max_cuts: int = 3  # a burst is cut short at most so often
+    stuck_after_s: float = 30.0  # a worker that makes no step while input waits is asked to leave
+    hello_timeout_s: float = 10.0  # a worker of before the arbiter's restart has this long to say so
+
+
+class SummarySettings(Section, frozen=True, kw_only=True):
+    """Minutes of what was said."""
+
+    enabled: bool = True  # false: the summarizer is not started
+    model: str = "smollm2-135m"
+    quantise: str = "none"  # none | nf4 (CUDA, needs bitsandbytes)
+    threads: int = 1
+    interval_s: float = 300.0  # minutes of the last so many seconds of a stream; 0: only at its end and when asked
+    at_end: bool = True  # minutes of the rest when a stream ends
+    max_new_tokens: int = 192  # length of one summary
+    prefill_tokens: int = 256  # prompt tokens of one step: it can give the GPU back between two
+
+
 class FeedSettings(Section, frozen=True, kw_only=True):
     """Where subscribers connect. Empty: ipc in the run folder; `tcp://HOST:PORT` is encrypted with CURVE."""
 
@@ -100,6 +134,8 @@ class Settings(Section, frozen=True, kw_only=True):
     capture: CaptureSettings = CaptureSettings()
     retention: RetentionSettings = RetentionSettings()
     transcriber: TranscriberSettings = TranscriberSettings()
+    gpu: GpuSettings = GpuSettings()
+    summary: SummarySettings = SummarySettings()
     feed: FeedSettings = FeedSettings()
     viewer: ViewerSettings = ViewerSettings()
 
@@ -211,9 +247,22 @@ def _check(s: Settings) -> None:
         ("transcriber.threads", 1, s.transcriber.threads),
         ("transcriber.max_utterance_s", 2, s.transcriber.max_utterance_s),
         ("transcriber.silence_run_s", 1, s.transcriber.silence_run_s),
+        ("gpu.cap_mib", 0, s.gpu.cap_mib),
+        ("gpu.margin_mib", 0, s.gpu.margin_mib),
+        ("gpu.simulated_mib", 0, s.gpu.simulated_mib),
+        ("gpu.max_hold_s", 1, s.gpu.max_hold_s),
+        ("gpu.stuck_after_s", 1, s.gpu.stuck_after_s),
+        ("summary.threads", 1, s.summary.threads),
+        ("summary.interval_s", 0, s.summary.interval_s),
+        ("summary.max_new_tokens", 16, s.summary.max_new_tokens),
+        ("summary.prefill_tokens", 16, s.summary.prefill_tokens),
     ):
         if value < low:
             raise UserError(f"settings: {name}: {value} is below the least allowed, {low}")
+    if s.gpu.device not in ("auto", "cuda", "simulated"):
+        raise UserError(f"settings: gpu.device: {s.gpu.device!r} is none of auto, cuda, simulated")
+    if s.summary.quantise not in ("none", "nf4"):
+        raise UserError(f"settings: summary.quantise: {s.summary.quantise!r} is none of none, nf4")
     if s.transcriber.max_utterance_s > 25:
         raise UserError(f"settings: transcriber.max_utterance_s: {s.transcriber.max_utterance_s} is over 25")
     if not 0.2 <= s.transcriber.vad_threshold <= 0.95:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from common.settings import Settings
+
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A socket that a process binds: its name is the file name in the run folder, `@` means one per source."""
@@ -29,6 +31,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     binds: tuple[Endpoint, ...] = ()
     per_source: bool = False
     survives_launcher: bool = False  # adopted by its name lock when the launcher comes back; the others die with it
+    runs_if: str = ""  # a setting, `section.key`, that must be true; empty: always
 
 
 TABLE: tuple[Row, ...] = (
@@ -39,8 +42,10 @@ TABLE: tuple[Row, ...] = (
         reads=("appends", "backlog heads", "doorbells"),
         writes=("journal", "events", "beat"),
         binds=(
-            Endpoint(name="append", pattern="ROUTER", doc="Append, Purge, Hypothesis, WorkerStatus; local only"),
-            Endpoint(name="pub", pattern="PUB", may_be_tcp=True, doc="event.<kind>, live.hypothesis, beat"),
+            Endpoint(
+                name="append", pattern="ROUTER", doc="Append, Purge, Hypothesis, WorkerStatus, GpuState; local only"
+            ),
+            Endpoint(name="pub", pattern="PUB", may_be_tcp=True, doc="event.<kind>, live.hypothesis, live.gpu, beat"),
             Endpoint(name="replay", pattern="ROUTER", may_be_tcp=True, doc="Replay, StateHash"),
         ),
         survives_launcher=True,
@@ -56,11 +61,30 @@ TABLE: tuple[Row, ...] = (
         survives_launcher=True,
     ),
     Row(
+        name="arbiter",
+        module="arbiter",
+        doc="leases on the memory of the one GPU",
+        reads=("Status of each GPU worker", "memory figures of the device"),
+        writes=("Lease to each GPU worker", "live.gpu", "roster"),
+        binds=(Endpoint(name="arbiter", pattern="ROUTER", doc="Status -> Lease; Command -> Done or Refused"),),
+        survives_launcher=True,
+    ),
+    Row(
         name="transcriber",
         module="workers.transcriber",
         doc="speech to final text with word times",
         reads=("backlog", "doorbells", "event.retry"),
         writes=("transcript", "silence", "suppressed", "gap", "stream_started", "stream_ended"),
+        gpu="lease",
+    ),
+    Row(
+        name="summarizer",
+        module="workers.summarizer",
+        doc="minutes of what was said, in bursts",
+        reads=("event.transcript", "event.stream_ended", "event.summary_wanted"),
+        writes=("summary",),
+        gpu="burst",
+        runs_if="summary.enabled",
     ),
     Row(
         name="viewer",
@@ -85,11 +109,14 @@ def row(name: str) -> Row:
     raise KeyError(name)
 
 
-def names(sources: tuple[str, ...]) -> tuple[str, ...]:
-    """All process names for these sources, in starting order."""
+def names(settings: Settings) -> tuple[str, ...]:
+    """Names of all processes that these settings want, in starting order."""
     out: list[str] = []
     for r in TABLE:
-        out += [f"{r.name}@{s}" for s in sources] if r.per_source else [r.name]
+        section, _, key = r.runs_if.partition(".")
+        if r.runs_if and not getattr(getattr(settings, section), key):
+            continue
+        out += [f"{r.name}@{s.name}" for s in settings.source] if r.per_source else [r.name]
     return tuple(out)
 
 

@@ -87,7 +87,7 @@ def said(launcher: Started, what: str) -> str:
 def test_the_table_becomes_processes() -> None:
     settings = Settings(source=(Source(name="a", kind="file", path="x"), Source(name="pipe", kind="stdin")))
     made = {w.name: w for w in wants(settings, ["--set", "k=v"])}
-    assert list(made) == list(topology.names(("a", "pipe")))
+    assert list(made) == list(topology.names(settings))
     assert made["capture@a"].command == ("-m", "capture", "--set", "k=v", "--source", "a")
     assert [w.name for w in made.values() if w.stdin] == ["capture@pipe"]
     assert {w.name for w in made.values() if w.survives} == {"feed", "capture@a", "capture@pipe"}

@@ -186,6 +186,8 @@ class Feed:
                     self._workers[request.worker] = (time.monotonic(), request)
                 case m.Hypothesis():
                     self._pass_on(request, payload)
+                case m.GpuState():
+                    self._publish("live.gpu", payload)
                 case m.Purge():
                     self._answer(envelope, self._purge(request.stream))
         if group:

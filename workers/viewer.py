@@ -38,7 +38,7 @@ class Viewer:
 
     def __init__(self, p: process.Process) -> None:
         self.p, self.health, self.news = p, Health(p.settings, time.monotonic()), 0
-        self.names = topology.names(tuple(s.name for s in p.settings.source))
+        self.names = topology.names(p.settings)
 
     def follow(self) -> None:
         sub = wire.subscriber([wire.ipc(self.p.settings, "pub")], ["beat", *(f"event.{k}" for k in SHOWN)])
