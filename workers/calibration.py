@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-log = logging.getLogger("calibration")
+log = logging.getLogger("swapscribe.calibration")
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):

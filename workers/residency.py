@@ -168,7 +168,7 @@ class Residency:
         for hook in self._hooks:
             hook.remove()
         self.device.unpin(self._arena.host)
-        self._arena = Arena(0)
+        self._arena.close()
 
     # -- packing ----------------------------------------------------------------------------------------------------
 
