@@ -193,7 +193,7 @@ def cure_torchaudio() -> None:
     transformers. With an empty extension module in its place they get by: nothing here calls what is in it."""
     os.environ["PYANNOTE_METRICS_ENABLED"] = "0"
     try:
-        import torchaudio  # noqa: F401
+        import torchaudio
 
         return
     except ImportError:
