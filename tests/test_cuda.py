@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from common.settings import Settings
-from tests import residency_cases
 from tests.residency_cases import *  # noqa: F403
 from tests.residency_cases import MIB, packed
 from workers.residency import Device, OutOfMemory, open_device
@@ -77,6 +76,3 @@ def test_a_real_step_over_the_lease_is_out_of_memory(device: Device) -> None:
     residency.offload()
     assert device.held_bytes == 0
     residency.close()
-
-
-assert residency_cases

@@ -18,13 +18,15 @@ import traceback
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from common.settings import Settings, UserError
 from workers.arena import as_bytes, mapping
 from workers.device import MIB, OutOfMemory, StillHeld
+
+if TYPE_CHECKING:
+    from common.settings import Settings
 
 PIN_SHARE = 0.4  # of RAM, for all workers together
 PIN_CHUNK = 1024 * MIB  # registered in one call; a copy must not cross the border of two
@@ -41,6 +43,8 @@ class CudaDevice:
     def __init__(self, settings: Settings, run: Path) -> None:
         index = settings.gpu.index
         if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+            from common.settings import UserError
+
             raise UserError(
                 f"settings: gpu.index is {index}, but torch sees no such CUDA device; see: swapscribe doctor"
             )

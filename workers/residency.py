@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.dlpack import from_dlpack
 
 from workers.arena import Arena, plan
-from workers.device import Device, OutOfMemory, SimulatedDevice, StillHeld, open_device
+from workers.device import Device, OutOfMemory, StillHeld, open_device
 from workers.slots import Found, Slot, find
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "NoLease",
     "OutOfMemory",
     "Residency",
-    "SimulatedDevice",
     "StillHeld",
     "open_device",
 ]
