@@ -9,6 +9,7 @@ disk; a killed process leaves no device memory behind. What cannot be moved, and
 from __future__ import annotations
 
 import itertools
+import operator
 import time
 import weakref
 from collections.abc import Callable, Container, Sequence
@@ -36,6 +37,7 @@ MIB = 2**20
 COPY_BYTES = 64 * MIB  # at least this much in one copy, so that the link is full
 COPY_MOST = 256 * MIB  # and at most this: a reload can turn back between two
 COPIES = 64  # about so many when the model is large
+_version: Callable[[torch.Tensor], int] = operator.attrgetter("_version")
 Fill = Callable[[str, torch.Tensor], None]
 
 
@@ -217,7 +219,7 @@ class Residency:
             for holder, key, live, _ in self._swaps:
                 holder[key] = live
         self._tell_cached(self.device.torch_device)
-        self._versions = [t._version for t in self._lives]
+        self._versions = [*map(_version, self._lives)]
         self._addresses = [*map(torch.Tensor.data_ptr, self._lives)]
         self._block = block
 
@@ -241,7 +243,7 @@ class Residency:
 
     def _save(self, block: torch.Tensor) -> int:
         """Bring what was written to since the reload back to the host; returns how many bytes that were."""
-        versions = [t._version for t in self._lives]
+        versions = [*map(_version, self._lives)]
         addresses = [*map(torch.Tensor.data_ptr, self._lives)]
         training = [slots for module, slots in self._found.norms if module.training]
         same = addresses == self._addresses and self._in_place()
