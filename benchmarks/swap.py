@@ -33,7 +33,7 @@ from workers.arena import as_bytes  # noqa: E402
 from workers.residency import Device, Residency  # noqa: E402
 
 GB = 1e9
-# On the simulator nothing waits for anything: seconds of CPU are what it takes on a machine that has nothing else to do.
+# On the simulator nothing waits for anything: seconds of CPU are what it takes on a machine with nothing else to do.
 clock = time.perf_counter if torch.cuda.is_available() else time.thread_time
 SPARE = 512 * 2**20
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import mmap
 import time
 import weakref
@@ -23,8 +22,10 @@ import torch
 from common import card
 from common.settings import Settings
 from workers.arena import as_bytes, mapping
-from workers.device import MIB, OutOfMemory, StillHeld
+from workers.device import MIB, OutOfMemory
 
+_libc = ctypes.CDLL(None)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 HUGE = 2 * MIB
 
 
@@ -42,8 +43,8 @@ class SimulatedDevice:
         self._bytes_s = settings.gpu.simulated_gb_s * 1e9
         self._faults = _Faults(run / "gpu.faults", worker)
         self._limit = 0
-        self._blocks: dict[int, tuple[weakref.ref[mmap.mmap], card.Runs]] = {}  # by address
-        self._leaving: list[tuple[weakref.ref[mmap.mmap], card.Runs]] = []
+        self._memory: dict[int, mmap.mmap] = {}  # of each block, by address
+        self._runs: dict[int, card.Runs] = {}  # of each block that has memory
         self._link_free_at = 0.0
         self.peak_bytes = 0
 
@@ -54,36 +55,30 @@ class SimulatedDevice:
     def limit(self, lease_bytes: int) -> None:
         self._limit = lease_bytes
 
-    def allocate(self, nbytes: int) -> torch.Tensor:
+    def allocate(self, nbytes: int, block: torch.Tensor | None = None) -> torch.Tensor:
         if self._faults.counted("oom-reload"):
             raise OutOfMemory("simulated device: switched out of memory for a reload")
         runs = self._take(nbytes)
-        memory = vram(nbytes)
-        block = as_bytes(memory, nbytes)
-        self._blocks[block.data_ptr()] = (weakref.ref(memory), runs)
+        if block is None:
+            memory = vram(nbytes)
+            block = as_bytes(memory, nbytes)
+            self._memory[block.data_ptr()] = memory
+            weakref.finalize(block, self._memory.pop, block.data_ptr(), None)
+        self._runs[block.data_ptr()] = runs
         try:
             self._faults.lag("reload")
         except BaseException:  # told to stop: hold nothing
-            del memory
             self.release(block)
             raise
         self._link_free_at = time.monotonic()
         return block
 
     def release(self, block: torch.Tensor) -> None:
-        if block.numel():
-            self._leaving.append(self._blocks.pop(block.data_ptr()))
-            block.data = torch.empty(0, dtype=torch.uint8)
-        if any(memory() is not None for memory, _ in self._leaving):
-            gc.collect()  # what refers to it may be garbage in a cycle: an exception with its frames
-        self._leaving, gone = (
-            [one for one in self._leaving if one[0]() is not None],
-            [runs for memory, runs in self._leaving if memory() is None],
-        )
-        for runs in gone:
-            self._card.give(runs)
-        if self._leaving:
-            raise StillHeld("something still views weights on the simulated device, whose memory stays taken")
+        """The addresses stay, the pages go: it is an unmapping to the kernel, and views find zeros, not a fault."""
+        memory = self._memory.get(block.data_ptr())
+        if memory is not None:
+            _libc.madvise(block.data_ptr(), len(memory), mmap.MADV_DONTNEED)  # without the GIL
+        self._card.give(self._runs.pop(block.data_ptr(), []))
 
     def pin(self, host: torch.Tensor) -> None:
         pass
