@@ -56,7 +56,8 @@ class SimulatedDevice:
         self._limit = lease_bytes
 
     def allocate(self, nbytes: int, block: torch.Tensor | None = None) -> torch.Tensor:
-        if self._faults.counted("oom-reload"):
+        switches = self._faults.switches()
+        if self._faults.counted("oom-reload", switches):
             raise OutOfMemory("simulated device: switched out of memory for a reload")
         runs = self._take(nbytes)
         if block is None:
@@ -66,7 +67,7 @@ class SimulatedDevice:
             weakref.finalize(block, self._memory.pop, block.data_ptr(), None)
         self._runs[block.data_ptr()] = runs
         try:
-            self._faults.lag("reload")
+            self._faults.lag("reload", switches)
         except BaseException:  # told to stop: hold nothing
             self.release(block)
             raise
@@ -100,11 +101,12 @@ class SimulatedDevice:
 
     @contextlib.contextmanager
     def working(self, nbytes: int) -> Iterator[None]:
-        if self._faults.counted("oom-step"):
+        switches = self._faults.switches()
+        if self._faults.counted("oom-step", switches):
             raise OutOfMemory("simulated device: switched out of memory for a step")
         runs = self._take(nbytes)
         try:
-            self._faults.lag("step")
+            self._faults.lag("step", switches)
             yield
         finally:
             self._card.give(runs)
@@ -133,20 +135,21 @@ class _Faults:
     """The switches of one worker. A count is kept in this process, and begins anew when the line goes or changes."""
 
     def __init__(self, path: Path, worker: str) -> None:
-        self._path, self._worker = path, worker
+        self._path, self._worker = str(path), worker
         self._used: Counter[tuple[str, str]] = Counter()
 
-    def _switches(self) -> dict[str, str]:
+    def switches(self) -> dict[str, str]:
+        """Ours, kind -> argument, as they are now."""
         try:
-            text = self._path.read_text()
+            with open(self._path) as file:
+                text = file.read()
         except FileNotFoundError:
             return {}
         rows = [line.split() for line in text.splitlines()]
         return {row[1]: (row[2] if len(row) > 2 else "") for row in rows if len(row) > 1 and row[0] == self._worker}
 
-    def counted(self, kind: str) -> bool:
+    def counted(self, kind: str, switches: dict[str, str]) -> bool:
         """True for the first N times."""
-        switches = self._switches()
         self._used = Counter({k: n for k, n in self._used.items() if switches.get(k[0]) == k[1]})
         if kind not in switches:
             return False
@@ -154,11 +157,10 @@ class _Faults:
         self._used[key] += 1
         return self._used[key] <= int(switches[kind] or 1)
 
-    def lag(self, what: str) -> None:
+    def lag(self, what: str, switches: dict[str, str]) -> None:
         """Wait for as long as the switches say."""
-        switches = self._switches()
         if f"lag-{what}" in switches:
             time.sleep(float(switches[f"lag-{what}"] or 1))
         while f"hang-{what}" in switches:
             time.sleep(0.02)
-            switches = self._switches()
+            switches = self.switches()

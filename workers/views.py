@@ -38,6 +38,8 @@ class Views:
         self._storages: list[tuple[int, int]] = []  # the storage, how many tensors of ours use it
         self._versions: list[int] = []
         self._addresses: list[int] = []
+        self._flats_begin = -1
+        self._begins = -1  # address of the block that these are of; taking a tensor away moves neither
         self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []  # a slot's tensor, and the view that it becomes
         self._index(found)
 
@@ -47,13 +49,15 @@ class Views:
         self._lives = [s.live for s in found.slots]
         self._swaps = [(p.holder, p.key, s.live, s.away) for s in found.slots for p in s.places]
         self._empties = [(s.live, empty[s.dtype]) for s in found.slots]
+        self._flats = any(s.flat_at >= 0 and s.own is None for s in found.slots)
         self._own = [s for s in found.slots if s.own is not None]
         self._at = None  # views are made anew by the next `attach`; until then the old ones count as ours
 
     def attach(self, block: torch.Tensor) -> None:
         """Every slot's tensor becomes a view into `block`, and goes back to its places."""
         with torch.no_grad(), torch.inference_mode(False):
-            if self._at is not block:
+            moved = self._flats and self._flats_begin != block.data_ptr()  # their storages know addresses, not blocks
+            if self._at is not block or moved:
                 self._look_at(block)
             for live, view in self._pairs:
                 live.data = view
@@ -64,8 +68,10 @@ class Views:
             holder[key] = live
         for module in self._found.cached:
             module._device = block.device  # type: ignore[assignment]
-        self._versions = [*map(_version, self._lives)]
-        self._addresses = [*map(torch.Tensor.data_ptr, self._lives)]
+        if self._begins != block.data_ptr() or self._own:
+            self._versions = [*map(_version, self._lives)]
+            self._addresses = [*map(torch.Tensor.data_ptr, self._lives)]
+            self._begins = block.data_ptr()
 
     def detach(self) -> None:
         """Places get their stand-ins on `meta`, the tensors lose their elements."""
@@ -101,7 +107,7 @@ class Views:
         storages = [t.untyped_storage()._cdata for t in (block, *flats.values())]
         flats.clear()
         self._storages = [(storage, _uses(storage)) for storage in storages]
-        self._at = block
+        self._at, self._begins, self._flats_begin = block, -1, block.data_ptr()
 
     # -- what a step has done ---------------------------------------------------------------------------------------
 
@@ -118,7 +124,9 @@ class Views:
         for group in [*training, *(g for g in self._found.siblings if any(id(s) in written for s in g))]:
             written |= {id(s) for s in group}
         pairs = zip(self.slots, addresses, self._addresses, strict=True)
-        return Changes(written, {id(s) for s, now, then in pairs if now != then}, replaced)
+        elsewhere = {id(s) for s, now, then in pairs if now != then}
+        self._begins = -1
+        return Changes(written, elsewhere, replaced)
 
     def _in_place(self) -> bool:
         try:
