@@ -1,7 +1,8 @@
 """What a swap costs: reload and offload of real models beside raw copies and `model.to()`-style moves, interleaved.
 
 `python benchmarks/swap.py [--rounds 30] [--json]`: Whisper tiny.en, segmentation-3.0, CAM++ and SmolLM2 (where stored),
-on CUDA where there is a card, else on the simulated one. `--models whisper-tiny.en,campplus` picks some.
+and a model of 1.2 GB with random weights, on CUDA where there is a card, else on the simulated one.
+`--models whisper-tiny.en,campplus` picks some.
 
 `python benchmarks/swap.py --true-size`: the models of the mission at their true size with random weights, on CUDA. For
 that a bare GPU machine needs this tree and `pip install "torch>=2.11" transformers`, nothing else: no set-up, no model
@@ -167,15 +168,19 @@ def main() -> None:
 
             figures = true_size.run(device, args.scale, args.rounds)
         else:
+            from true_models import qwen
+
             from tests.torch_models import FAMILIES
 
-            chosen = args.models.split(",") if args.models else list(FAMILIES)
-            unknown = [name for name in chosen if name not in FAMILIES]
+            here: dict[str, Callable[[], nn.Module]] = {n: (lambda f=f: f().model) for n, f in FAMILIES.items()}
+            here["random-1.2-gb"] = lambda: qwen(896, 4864, 24, 14, 2, 151_936, True)(0.6)
+            chosen = args.models.split(",") if args.models else list(here)
+            unknown = [name for name in chosen if name not in here]
             if unknown:
-                sys.exit(f"benchmarks/swap.py: no model {unknown[0]!r} here (there are: {', '.join(FAMILIES)})")
+                sys.exit(f"benchmarks/swap.py: no model {unknown[0]!r} here (there are: {', '.join(here)})")
             figures = []
             for name in chosen:
-                figures += measure(name, device, FAMILIES[name]().model, args.rounds)
+                figures += measure(name, device, here[name](), args.rounds)
     if not args.json:
         print(f"device: {device.name}  driver: {device.driver or 'none'}  torch {torch.__version__}")
         if args.scale != 1.0:
