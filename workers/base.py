@@ -76,7 +76,9 @@ class Runner:
             self._want()
             if self._calibrating and self.tenant.ready:
                 self._calibrate()
-            elif not self.worker.turn(self):
+            elif self.worker.turn(self):
+                self.control.changed()  # how late we are, and where
+            else:
                 self.phase = "idle" if self.ready or not self.worker.needs_model() else "waiting for the GPU"
                 self._want()
                 self._wait()
