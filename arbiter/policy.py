@@ -57,6 +57,7 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True):
 
     who: Incarnation
     began_s: float
+    held_s: float = inf  # since when it is granted: its time runs from there
     cost_s: float = 0.0  # of moving everybody there and back; 0: nobody had to leave
 
 
@@ -136,8 +137,9 @@ class _Decision:
             self.memory = msgspec.structs.replace(self.memory, forced="")
         running = [w for w in self.others if w.state is GRANTED and w.lane == "burst"]
         if self.memory.burst is None and running:  # the arbiter was started again meanwhile
-            began = Burst(who=running[0].who, began_s=running[0].granted_at_s, cost_s=2 * running[0].load_s)
-            self.memory = msgspec.structs.replace(self.memory, burst=began)
+            since_s = running[0].granted_at_s
+            found = Burst(who=running[0].who, began_s=since_s, held_s=since_s, cost_s=2 * running[0].load_s)
+            self.memory = msgspec.structs.replace(self.memory, burst=found)
 
     def plan(self) -> Plan:
         burst, free_ride = self._burst()
@@ -172,11 +174,10 @@ class _Decision:
 
         A live worker that does not fit beside the better ones takes its turn as a burst: else it would never have one.
         """
-        crowded = [w for w in self.live if w not in self._keep(self.live, self.room)]
-        bursts = [w for w in self.others if w.lane == "burst"]
-        batch = [w for w in self.others if w.lane != "burst"]
-        candidates = sorted([*bursts, *crowded], key=self._order) + batch
-        running = [w for w in candidates + self.live if self._runs(w)]
+        kept = self._keep(self.live, self.room)
+        running = [w for w in self.live + self.others if self._runs(w)]
+        waiting = [w for w in [*self.others, *(w for w in self.live if w not in kept)] if w.state is not GRANTED]
+        candidates = sorted(waiting, key=self._order)
         chosen = running[:1] or [w for w in candidates if self._can_go(w)][:1]
         for w in candidates:
             if w not in chosen:
@@ -201,7 +202,8 @@ class _Decision:
         assert self.memory.burst
         if free_ride or (w.pinned and w.state is GRANTED):
             return ""
-        ran = self.now - self.memory.burst.began_s
+        held_s = self.memory.burst.held_s
+        ran = self.now - held_s  # below 0 until it is granted
         cuts = self.memory.cuts.get(w.name, 0)
         if ran >= self.set.max_hold_s:
             return f"it had its {self.set.max_hold_s:.0f} s"
@@ -209,7 +211,7 @@ class _Decision:
             return "a burst is wanted, and batch work comes last"
         if self.lag_s > self.set.lag_hard_s and ran >= self.set.burst_min_s and cuts < self.set.max_cuts:
             return f"cut short: captions are {self.lag_s:.0f} s late"
-        self.wakes += [self.memory.burst.began_s + s for s in (self.set.max_hold_s, self.set.burst_min_s)]
+        self.wakes += [held_s + self.set.max_hold_s, held_s + self.set.burst_min_s]
         return ""
 
     def _goes(self, w: Worker, free_ride: bool) -> bool:
@@ -247,9 +249,11 @@ class _Decision:
                 cuts=cuts,
                 returning=was.cost_s > 0,
                 served_s=self.memory.served_s | {name: self.now},
-                lasted_s=self.memory.lasted_s | {name: self.now - was.began_s},
+                lasted_s=self.memory.lasted_s | ({name: self.now - was.held_s} if was.held_s < self.now else {}),
                 rest_until_s=self.now + REST_SWAPS * was.cost_s if was.cost_s else self.memory.rest_until_s,
             )
+        if was and running and not ended and burst and burst.state is GRANTED and was.held_s == inf:
+            self.memory = change(self.memory, burst=change(was, held_s=burst.granted_at_s))
         if burst and go and not (running and was):
             leaves = [] if free_ride else [w for w in self.view.workers if w.state is GRANTED and w.who != burst.who]
             leaves = leaves if sum(w.bytes for w in leaves) + burst.want_bytes > self.room else []

@@ -108,7 +108,7 @@ def resume_in_s(seen: View, settings: GpuSettings, now: float) -> float:
         return max(0.0, one.load_s - (now - one.granted_at_s))
     left_s = max(0.0, one.off_until_s - now)
     if burst and burst.who != one.who and burst.who in workers:
-        ran = now - burst.began_s
+        ran = max(0.0, now - burst.held_s)
         lasts = seen.memory.lasted_s.get(burst.who.worker, settings.max_hold_s)
         lasts = min(lasts if lasts > ran else settings.max_hold_s, settings.max_hold_s)
         left_s = max(left_s, lasts - ran, 0.0) + workers[burst.who].offload_s
