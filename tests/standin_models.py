@@ -103,7 +103,8 @@ class BigTranscriber(Transcriber):
     ballast_mib = 0
 
     def load(self, process: Process) -> Sequence[Any]:
-        return [*super().load(process), ballast(set_up(1, process.settings.cache), self.ballast_mib, 1)]
+        modules = super().load(process)
+        return [*modules, ballast(self.torch, self.ballast_mib, 1)]
 
     def key(self) -> str:
         return f"{super().key()} ballast={self.ballast_mib}"
