@@ -76,6 +76,7 @@ class Arbiter:
         self.inbox = Inbox(p.log)
         self._routes: dict[Incarnation, wire.Frames] = {}  # where its last Status came from
         self._todo: deque[Effect] = deque()
+        self._changes: list[Changed] = []
         self._blocked_until = -inf  # an effect failed: it and all after it wait
         self._blocked = ""
         self._refused: set[tuple[Incarnation, int]] = set()
@@ -214,19 +215,18 @@ class Arbiter:
     def _carry(self, effects: list[Effect], now: float) -> None:
         """Carry effects out in their order. The first that fails is tried again later; the others wait behind it."""
         self._todo.extend(effects)
-        if now < self._blocked_until:
-            return
-        while self._todo:
+        while self._todo and now >= self._blocked_until:
             try:
                 self._carry_out(self._todo[0], now)
             except OSError as e:
-                self._blocked, self._blocked_until = (
-                    f"the roster cannot be written, nothing is granted: {e}",
-                    now + RETRY_S,
-                )
-                return
-            self._todo.popleft()
-        self._blocked, self._blocked_until = "", -inf
+                self._blocked = f"the roster cannot be written, nothing is granted: {e}"
+                self._blocked_until = now + RETRY_S
+            else:
+                self._todo.popleft()
+                self._blocked, self._blocked_until = "", -inf
+        changes, self._changes = self._changes, []
+        for change in changes:  # after the Leases: a worker waits for its own, nobody for a log line
+            self._changed(change, now)
 
     def _carry_out(self, effect: Effect, now: float) -> None:
         match effect:
@@ -245,7 +245,7 @@ class Arbiter:
             case Measure(number):
                 self.helper.ask(number, now)
             case Changed():
-                self._changed(effect, now)
+                self._changes.append(effect)
 
     def _changed(self, c: Changed, now: float) -> None:
         who, row = c.incarnation, self.ledger.rows.get(c.incarnation)

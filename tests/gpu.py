@@ -105,7 +105,7 @@ class Gpu:
 
 
 class Watcher:
-    """Reads the card's granules 20 times a second, as NVML would be read: the high-water mark, and how often it looked."""
+    """Reads the card's granules 20 times a second, as NVML would be read: their high-water mark."""
 
     def __init__(self, gpu: Gpu) -> None:
         self._card = SimulatedCard(gpu.run, gpu.settings)
