@@ -1,7 +1,7 @@
 """A stand-in for a GPU worker: no model, but real leases, and granules of the simulated card that it really holds.
 
 `python -m tests.standin_gpu_worker NAME --config F`. What it wants and does wrong stands in DATA/gpu-NAME (`Script` as
-JSON, read all the time). It has the real worker's end of the lease, `workers.lease.Holder`; its "reload" takes granules.
+JSON, read all the time). It has the real worker's end of the lease, `workers.lease.Holder`; a "reload" takes granules.
 """
 
 from __future__ import annotations
