@@ -67,7 +67,10 @@ class Gpu:
         new.rename(path)
 
     def command(self, verb: str, **args: str) -> m.Done | m.Refused:
-        answer = self._asker.request(m.Command(id=uuid.uuid4().hex, verb=verb, args=args), 5.0)
+        return self.ask(m.Command(id=uuid.uuid4().hex, verb=verb, args=args))
+
+    def ask(self, command: m.Command) -> m.Done | m.Refused:
+        answer = self._asker.request(command, 5.0)
         assert isinstance(answer, m.Done | m.Refused), answer
         return answer
 
