@@ -140,7 +140,8 @@ class Arbiter:
         if s.complaint and (old is None or old.complaint != s.complaint):
             self.log.warning("complains", worker=who.worker, complaint=s.complaint[:300])
         if old is not None and s.residency == "resident" != old.residency:
-            self.log.info("resident", worker=who.worker, epoch=s.acted, reload_s=s.reload_s, gb_s=s.reload_gb_s)
+            took = {"reload_s": round(s.reload_s, 3), "gb_s": round(s.reload_gb_s, 2)}
+            self.log.info("resident", worker=who.worker, epoch=s.acted, **took)
         self._carry(self.ledger.heard(s, now), now)
 
     def _died(self, who: Incarnation, now: float) -> None:
@@ -251,7 +252,7 @@ class Arbiter:
         who, row = c.incarnation, self.ledger.rows.get(c.incarnation)
         self._news = True
         self.notes.moved_s[who], self.notes.reasons[who] = now, c.reason
-        took = {"offload_s": row.status.offload_s} if c.state is FREE and row and row.status else {}
+        took = {"offload_s": round(row.status.offload_s, 4)} if c.state is FREE and row and row.status else {}
         reason = {"reason": c.reason} if c.reason not in ("wanted", "proven") else {}
         self.log.info(str(c.state), worker=who.worker, epoch=c.epoch, mib=c.bytes >> 20, **took, **reason)
         if row is None:  # it is gone for good
