@@ -209,7 +209,7 @@ class Arbiter:
         wants = {(who, r.status.wants.bytes) for who, r in rows.items() if r.status}
         for who, _ in wants - self._refused:
             self.log.warning("refused", worker=who.worker, reason=plan.waits[who])
-        self._refused = wants
+        self._refused = {(who, size) for who, size in self._refused | wants if who in self.ledger.rows}
 
     # What goes out
 
