@@ -76,6 +76,7 @@ class Arbiter:
         self.inbox = Inbox(p.log)
         self._routes: dict[Incarnation, wire.Frames] = {}  # where its last Status came from
         self._todo: deque[Effect] = deque()
+        self._changes: list[Changed] = []
         self._blocked_until = -inf  # an effect failed: it and all after it wait
         self._blocked = ""
         self._refused: set[tuple[Incarnation, int]] = set()
@@ -139,7 +140,8 @@ class Arbiter:
         if s.complaint and (old is None or old.complaint != s.complaint):
             self.log.warning("complains", worker=who.worker, complaint=s.complaint[:300])
         if old is not None and s.residency == "resident" != old.residency:
-            self.log.info("resident", worker=who.worker, epoch=s.acted, reload_s=s.reload_s, gb_s=s.reload_gb_s)
+            took = {"reload_s": round(s.reload_s, 3), "gb_s": round(s.reload_gb_s, 2)}
+            self.log.info("resident", worker=who.worker, epoch=s.acted, **took)
         self._carry(self.ledger.heard(s, now), now)
 
     def _died(self, who: Incarnation, now: float) -> None:
@@ -207,26 +209,25 @@ class Arbiter:
         wants = {(who, r.status.wants.bytes) for who, r in rows.items() if r.status}
         for who, _ in wants - self._refused:
             self.log.warning("refused", worker=who.worker, reason=plan.waits[who])
-        self._refused = wants
+        self._refused = {(who, size) for who, size in self._refused | wants if who in self.ledger.rows}
 
     # What goes out
 
     def _carry(self, effects: list[Effect], now: float) -> None:
         """Carry effects out in their order. The first that fails is tried again later; the others wait behind it."""
         self._todo.extend(effects)
-        if now < self._blocked_until:
-            return
-        while self._todo:
+        while self._todo and now >= self._blocked_until:
             try:
                 self._carry_out(self._todo[0], now)
             except OSError as e:
-                self._blocked, self._blocked_until = (
-                    f"the roster cannot be written, nothing is granted: {e}",
-                    now + RETRY_S,
-                )
-                return
-            self._todo.popleft()
-        self._blocked, self._blocked_until = "", -inf
+                self._blocked = f"the roster cannot be written, nothing is granted: {e}"
+                self._blocked_until = now + RETRY_S
+            else:
+                self._todo.popleft()
+                self._blocked, self._blocked_until = "", -inf
+        changes, self._changes = self._changes, []
+        for change in changes:  # after the Leases: a worker waits for its own, nobody for a log line
+            self._changed(change, now)
 
     def _carry_out(self, effect: Effect, now: float) -> None:
         match effect:
@@ -245,13 +246,13 @@ class Arbiter:
             case Measure(number):
                 self.helper.ask(number, now)
             case Changed():
-                self._changed(effect, now)
+                self._changes.append(effect)
 
     def _changed(self, c: Changed, now: float) -> None:
         who, row = c.incarnation, self.ledger.rows.get(c.incarnation)
         self._news = True
         self.notes.moved_s[who], self.notes.reasons[who] = now, c.reason
-        took = {"offload_s": row.status.offload_s} if c.state is FREE and row and row.status else {}
+        took = {"offload_s": round(row.status.offload_s, 4)} if c.state is FREE and row and row.status else {}
         reason = {"reason": c.reason} if c.reason not in ("wanted", "proven") else {}
         self.log.info(str(c.state), worker=who.worker, epoch=c.epoch, mib=c.bytes >> 20, **took, **reason)
         if row is None:  # it is gone for good

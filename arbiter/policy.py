@@ -21,6 +21,7 @@ KEEP_AT_LEAST_S = 2.0  # a live worker that displaced another stays so long, or 
 KEEP_RELOADS = 10.0
 REST_SWAPS = 9.0  # rest after a burst, in times of what its swap cost: switching takes at most a tenth of the time
 WEIGHT = {COVERAGE_PRODUCER: 4.0, "translator": 2.0}  # what a second without it costs, beside any other worker
+MOST_COMPARED = 10  # live workers, the first by weight: every subset of them is looked at
 GUESS_BYTES_PER_S = 4e9  # of a reload that nobody has measured
 MIB, GIB = 2**20, 2**30
 
@@ -111,7 +112,7 @@ class _Decision:
         self.view, self.set, self.now, self.memory = view, settings, now, view.memory
         self.wakes: list[float] = []
         self.waits: dict[Incarnation, str] = {}
-        self.room = view.cap_bytes - sum(w.bytes for w in view.workers if w.state is LOST)
+        self.room = max(0, view.cap_bytes - sum(w.bytes for w in view.workers if w.state is LOST))
         able = [w for w in view.workers if w.state not in (LOST, RECLAIMING, KILLED) and w.want_bytes > 0]
         self.refused = [w for w in able if w.want_bytes > self.room]
         for w in self.refused:
@@ -267,7 +268,7 @@ class _Decision:
     def _keep(self, workers: list[Worker], room: int) -> list[Worker]:
         """The ones to keep in `room`: those left out cost the least (reload time x weight); pinned ones first."""
         fixed = [w for w in workers if w in self.fixed]
-        free = [w for w in workers if w not in fixed]
+        free = [w for w in workers if w not in fixed][:MOST_COMPARED]
         room -= sum(w.want_bytes for w in fixed)
         best, least = fixed, inf
         for n in range(len(free), -1, -1):

@@ -151,6 +151,14 @@ class Life:
         row = {"pid": self.pid, "cause": cause, "ours": self.ours, "at": time.time()}
         backlog.replace_file(run / f"{name}.exit", json.dumps(row).encode(), durable=False)
 
+    def killed_by(self, run: Path, name: str) -> str:
+        """Who else ordered its end, by what stands in RUN/NAME.exit: the arbiter kills a worker that keeps the GPU."""
+        try:
+            row = json.loads((run / f"{name}.exit").read_bytes())
+            return str(row.get("by", "")) if row["pid"] == self.pid and row["ours"] else ""
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return ""
+
     def same_command(self, want: Want) -> bool:
         """Was it started with the options that we would give it?"""
         try:

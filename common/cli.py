@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from common import cli_gpu
 from common.cli_data import keys, models, purge, retry, streams
 from common.settings import Settings, UserError, load
 
@@ -309,7 +310,8 @@ def status(given: Given) -> None:
     if not pids:
         raise UserError(f"nothing runs in {settings.data}; start it with: swapscribe run-all")
     beat = console.one_beat(settings) if "feed" in pids else None
-    for line in [f"data: {settings.data}", *console.status(settings, pids, states, beat)]:
+    seen = cli_gpu.state(settings, timeout_s=1.0) if "arbiter" in pids else None
+    for line in [f"data: {settings.data}", *console.status(settings, pids, states, beat, seen)]:
         say(line)
 
 
@@ -324,7 +326,7 @@ def tail(given: Given, as_json: bool, after: int | None) -> None:
     console.tail(given.settings(), as_json, after, say)
 
 
-for one in (models, retry, purge, streams, keys):
+for one in (models, retry, purge, streams, keys, cli_gpu.gpu):
     cli.add_command(one)
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import msgspec
 from common import messages as m
 from common import topology, wire
 from common.feed_client import FeedClient
+from common.gpu_text import Pauses, summary
 from common.launch import Launcher
 from common.settings import Settings, UserError
 
@@ -67,7 +68,8 @@ class Captions:
 
     def __init__(self, settings: Settings, after: int | None = None) -> None:
         self._settings = settings
-        self._client = None if after is None else FeedClient(settings, CAPTION_KINDS, after)
+        self._client = None if after is None else FeedClient(settings, CAPTION_KINDS, after, gpu=True)
+        self._pauses = Pauses()
         self._asker = wire.Asker(wire.ipc(settings, "replay"))
         self._next_ask_s = 0.0
         self._streams: set[str] = set()
@@ -87,9 +89,11 @@ class Captions:
             self._find_head()
         if self._client is None:
             return []
-        out = []
+        out: list[str] = []
         for e in self._client.poll(0.0):
-            if isinstance(e, m.Event) and (line := caption(e)):
+            if isinstance(e, m.GpuState):
+                out += self._pauses.lines(e, time.monotonic())
+            elif isinstance(e, m.Event) and (line := caption(e)):
                 self._streams.add(e.stream)
                 out.append(line if len(self._streams) == 1 or line[0] == "[" else f"{e.stream}  {line}")
                 body = e.decode()
@@ -99,7 +103,7 @@ class Captions:
     def _find_head(self) -> None:
         answer, now = self._asker.answer(), time.monotonic()
         if isinstance(answer, m.Page):
-            self._client = FeedClient(self._settings, CAPTION_KINDS, answer.head)
+            self._client = FeedClient(self._settings, CAPTION_KINDS, answer.head, gpu=True)
         elif now >= self._next_ask_s:
             asked = self._asker.ask(m.Replay(after=FROM_THE_END, limit=1))
             self._next_ask_s = now + (2.0 if asked else 0.1)
@@ -119,8 +123,14 @@ def coverage_line(c: m.Coverage) -> str:
     return "  ".join(f"{k} {getattr(c, k) / m.SAMPLE_RATE:.1f} s" for k in c.__struct_fields__)
 
 
-def status(settings: Settings, pids: dict[str, int], states: dict[str, str], beat: m.Beat | None) -> list[str]:
-    """Processes, then streams. `states` are the launcher's, by name; empty when there is no launcher."""
+def status(
+    settings: Settings,
+    pids: dict[str, int],
+    states: dict[str, str],
+    beat: m.Beat | None,
+    gpu: m.GpuState | None = None,
+) -> list[str]:
+    """Processes, the GPU, then streams. `states` are the launcher's, by name; empty when there is no launcher."""
     rows = ["launcher", *(r.name for r in topology.TABLE)]
     known = {"launcher", *topology.names(settings), *pids, *states}
     lines = []
@@ -133,6 +143,8 @@ def status(settings: Settings, pids: dict[str, int], states: dict[str, str], bea
         if beat and pid and (worker := beat.workers.get(name)):
             words += [worker.phase, worker.detail]
         lines.append(f"{name:<18} {f'pid {pid}' if pid else '-':<12} {', '.join(w for w in words if w)}")
+    if gpu:
+        lines.append(f"gpu: {summary(gpu)}")
     if beat is None:
         why = f"feed (pid {pids['feed']}) gives no sign of life" if "feed" in pids else "the feed is not running"
         return [*lines, f"{why}, so nothing is known about streams"]

@@ -145,13 +145,16 @@ class Launcher:
         if status == EXIT_NAME_TAKEN:  # it never worked; whoever has the name is found in the next turn
             slot.next_at = now + FIRST_DELAY_S
             return
+        by = "" if life.ours else life.killed_by(self.run_dir, name)
+        life.ours = life.ours or bool(by)  # before it is recorded anew: an order is no poison
         self._record(slot, life, life.cause)
         finished = status == 0 or (
             slot.want.finite and source_ended(self.settings, slot.want.source, written_ns=life.began_ns)
         )
         if life.ours:
             slot.next_at, slot.fails = now, 0
-            self.say(f"{name} stopped" + (f" ({life.cause})" if status else ""))
+            how = f" ({life.cause}{f' by the {by}, see its log' if by else ''})" if status else ""
+            self.say(f"{name} stopped{how}")
         elif slot.want.source and finished:
             slot.done = True
             self.say(f"{name} is finished")

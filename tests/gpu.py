@@ -67,7 +67,10 @@ class Gpu:
         new.rename(path)
 
     def command(self, verb: str, **args: str) -> m.Done | m.Refused:
-        answer = self._asker.request(m.Command(id=uuid.uuid4().hex, verb=verb, args=args), 5.0)
+        return self.ask(m.Command(id=uuid.uuid4().hex, verb=verb, args=args))
+
+    def ask(self, command: m.Command) -> m.Done | m.Refused:
+        answer = self._asker.request(command, 5.0)
         assert isinstance(answer, m.Done | m.Refused), answer
         return answer
 
@@ -105,7 +108,7 @@ class Gpu:
 
 
 class Watcher:
-    """Reads the card's granules 20 times a second, as NVML would be read: the high-water mark, and how often it looked."""
+    """Reads the card's granules 20 times a second, as NVML would be read: their high-water mark."""
 
     def __init__(self, gpu: Gpu) -> None:
         self._card = SimulatedCard(gpu.run, gpu.settings)

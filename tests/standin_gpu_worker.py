@@ -1,7 +1,7 @@
 """A stand-in for a GPU worker: no model, but real leases, and granules of the simulated card that it really holds.
 
-`python -m tests.standin_gpu_worker NAME --config F`. What it wants and does wrong stands in DATA/gpu-NAME, JSON, read all
-the time (`Script`). It has the real worker's end of the lease, `workers.lease.Holder`; its "reload" takes granules.
+`python -m tests.standin_gpu_worker NAME --config F`. What it wants and does wrong stands in DATA/gpu-NAME (`Script` as
+JSON, read all the time). It has the real worker's end of the lease, `workers.lease.Holder`; a "reload" takes granules.
 """
 
 from __future__ import annotations
@@ -140,9 +140,8 @@ class Worker:
             offload_s=self.offload_s,
         )
         news = (self.holder.place, self.holder.pending, status.wants, self.script)
-        if news != self.sent or now - self.sent_at >= 0.3:
-            if self.socket.tell(status):
-                self.sent, self.sent_at = news, now
+        if (news != self.sent or now - self.sent_at >= 0.3) and self.socket.tell(status):
+            self.sent, self.sent_at = news, now
 
 
 def run(p: Process) -> None:

@@ -27,6 +27,8 @@ class Health:
         self.live_sources = {s.name for s in settings.source if lane(s) == "live"}
         self.beat: m.Beat | None = None
         self.heard_s = now
+        self.gpu: m.GpuState | None = None
+        self.gpu_heard_s = now
         self.streams: dict[str, m.StreamBeat] = {}
         self.moved: dict[str, tuple[int, float]] = {}  # audio head of each stream, and since when it stands there
 
@@ -38,6 +40,9 @@ class Health:
         # Replaced, not changed: the server's thread may be reading them.
         self.streams = (self.streams if same else {}) | beat.streams
         self.beat, self.heard_s = beat, now
+
+    def take_gpu(self, state: m.GpuState, now: float) -> None:
+        self.gpu, self.gpu_heard_s = state, now
 
     def heard(self, now: float) -> bool:
         return self.beat is not None and now - self.heard_s <= UNHEARD_S
@@ -75,15 +80,30 @@ class Health:
                 yield f"capture@{s.source}: no audio for {now - self.moved[name][1]:.0f} s"
             if s.lane == "live" and s.lag_s > self.red_lag_s:
                 yield f"{name}: captions are {s.lag_s:.0f} s late"
+        if not alive.get("arbiter", True) and (waits := self.wait_for_gpu()):
+            yield f"arbiter is not running, and {', '.join(waits)} waits for the GPU"
         if not alive["transcriber"] and (self.live_sources or self.unfinished()):
             yield "transcriber is not running"
+
+    def wait_for_gpu(self) -> list[str]:
+        """Workers that wait for a lease: by the arbiter's last word, and by what they say now."""
+        by_arbiter = {w.worker for w in self.gpu.workers if w.waits_s} if self.gpu else set()
+        by_themselves = {w.worker for w in self.beat.workers.values() if w.phase == "waiting"} if self.beat else set()
+        return sorted(by_arbiter | by_themselves)
 
     def status(self, alive: Mapping[str, bool], now: float) -> dict[str, Any]:
         """What the page and /healthz show."""
         reasons, recent = list(self.reasons(alive, now)), self.beat.streams if self.beat else {}
         state = "red" if reasons else "ok" if self.unfinished() else "idle"
         streams = recent | self.unfinished()
-        return {"state": state, "reasons": reasons, "streams": streams, "processes": self.processes(alive)}
+        gpu = self.gpu if now - self.gpu_heard_s <= UNHEARD_S else None
+        return {
+            "state": state,
+            "reasons": reasons,
+            "streams": streams,
+            "processes": self.processes(alive),
+            "gpu": gpu,
+        }
 
     def metrics(self, alive: Mapping[str, bool]) -> Iterator[Metric]:
         lag = GaugeMetricFamily("swapscribe_lag_seconds", "How late captions are", labels=["stream"])
@@ -100,3 +120,22 @@ class Health:
         for name, yes in alive.items():
             up.add_metric([name], yes)
         yield from (lag, share, appends, up, head)
+        yield from self.gpu_metrics()
+
+    def gpu_metrics(self) -> Iterator[Metric]:
+        if self.gpu is None:
+            return
+        size = GaugeMetricFamily("swapscribe_gpu_bytes", "Memory of the GPU", labels=["what"])
+        state = GaugeMetricFamily(
+            "swapscribe_gpu_worker", "Where a GPU worker stands", labels=["worker", "state", "residency"]
+        )
+        leased = GaugeMetricFamily("swapscribe_gpu_worker_bytes", "Leased bytes", labels=["worker"])
+        waits = GaugeMetricFamily("swapscribe_gpu_wait_seconds", "How long it waits for the GPU", labels=["worker"])
+        for what in ("total", "used", "foreign", "cap", "counted"):
+            size.add_metric([what], getattr(self.gpu, f"{what}_bytes"))
+        for w in {w.worker: w for w in self.gpu.workers}.values():  # the newest life of each
+            state.add_metric([w.worker, w.state, w.residency], 1)
+            leased.add_metric([w.worker], w.bytes)
+            waits.add_metric([w.worker], w.waits_s)
+        swaps = CounterMetricFamily("swapscribe_gpu_swaps", "Bursts that made others leave", value=self.gpu.swaps)
+        yield from (size, state, leased, waits, swaps)

@@ -41,14 +41,16 @@ class Viewer:
         self.names = topology.names(p.settings)
 
     def follow(self) -> None:
-        sub = wire.subscriber([wire.ipc(self.p.settings, "pub")], ["beat", *(f"event.{k}" for k in SHOWN)])
+        sub = wire.subscriber([wire.ipc(self.p.settings, "pub")], ["beat", "live.gpu", *(f"event.{k}" for k in SHOWN)])
         while not self.p.stopping:
             if sub.poll(200) and (frames := wire.receive(sub)):
-                if frames[0] == b"beat":
-                    try:
+                try:
+                    if frames[0] == b"beat":
                         self.health.take(msgspec.msgpack.decode(frames[-1], type=m.Beat), time.monotonic())
-                    except m.UNDECODABLE as e:
-                        self.p.log.warning("bad beat dropped", reason=str(e))
+                    elif frames[0] == b"live.gpu":
+                        self.health.take_gpu(msgspec.msgpack.decode(frames[-1], type=m.GpuState), time.monotonic())
+                except m.UNDECODABLE as e:
+                    self.p.log.warning("bad message dropped", topic=frames[0].decode(), reason=str(e))
                 self.news += 1
 
     def alive(self) -> dict[str, bool]:  # asking for our own lock would drop it
