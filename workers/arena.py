@@ -141,6 +141,10 @@ class Arena:
         if self._freed >= TRIM_BYTES:
             self.trim()
 
+    def close(self) -> None:
+        """Free it, as soon as nobody views it any more."""
+        self.host.data = torch.empty(0, dtype=torch.uint8)
+
     def trim(self) -> None:
         self._freed = 0
         if hasattr(_libc, "malloc_trim"):

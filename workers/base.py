@@ -196,10 +196,10 @@ class Runner:
         self.tenant.want(lane or ("batch" if self._calibrating else ""))
 
     def _calibrations(self) -> Calibrations:
-        return Calibrations(self.settings.data / "calibration.json", lambda why: self.log.warning(why))
+        return Calibrations(self.settings.data / "calibration.json")
 
     def _key(self, device: Any) -> str:
-        return key(self.worker.key(), device, version("torch"))
+        return key(weights=self.worker.key(), device=device.name, driver=device.driver, torch=version("torch"))
 
     def _calibrate(self) -> None:
         """One full round of reload, the largest step, offload; what it measured is kept for the next start."""
@@ -220,6 +220,7 @@ class Runner:
             reload_gb_s=tenant.reload_gb_s,
             offload_s=tenant.offloads.last,
             step_s=step_s,
+            residue_bytes=tenant.device.residue_bytes,
         )
         with contextlib.suppress(OSError):  # disk full: the next start measures again
             self._calibrations().put(self._key(tenant.device), found)

@@ -1,59 +1,73 @@
-"""DATA/calibration.json: what a full round of reload, largest step and offload measured, so that a start can skip it.
+"""What a start-up round has measured, kept in DATA/calibration.json, so that the next start can skip it.
 
-Valid for the same weights, device, driver, torch and settings that shape a step: all of them are in the key. Several
-workers write it in turn (flock); a kill leaves the old file or the new one.
+One entry for each combination that changes a figure: weights, device, driver, torch, and the settings that shape a
+step. Several workers write the file: each write is read, change, write and rename under a lock. A damaged file counts
+as an empty one, said once; the next round writes it anew.
 """
 
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from common.backlog import replace_file
-from common.messages import UNDECODABLE
+log = logging.getLogger("swapscribe.calibration")
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker's measurements."""
+    """One model on one device, as measured."""
 
     weights_bytes: int
-    working_bytes: int  # most that the device held beside the weights
+    working_bytes: int  # peak of a step, less the weights
     reload_s: float
-    reload_gb_s: float
+    reload_gb_s: float  # 10^9 bytes a second
     offload_s: float
-    step_s: float
+    step_s: float  # the longest step of the round
+    residue_bytes: int = 0  # of the process (a CUDA context)
 
 
-def key(worker_key: str, device: Any, torch_version: str) -> str:
-    """`device` is a Device of workers/device.py."""
-    return " | ".join((worker_key, device.name, device.driver, torch_version))
+def key(*, weights: str, device: str, driver: str, torch: str, **settings: object) -> str:
+    """Name of an entry. `settings`: those that shape a step, by name."""
+    shape = " ".join(f"{k}={v}" for k, v in sorted(settings.items()))
+    return f"{weights} · {device} · {driver} · torch {torch} · {shape}"
 
 
 class Calibrations:
-    """See the module. `complain` is told once what is wrong with a file that cannot be read."""
+    """The file. Anything wrong with it is as if it were empty."""
 
-    def __init__(self, path: Path, complain: Callable[[str], None] = lambda why: None) -> None:
-        self._path, self._complain = path, complain
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._said = False
 
     def get(self, key: str) -> Calibration | None:
-        return self._all().get(key)
+        return self._read().get(key)
 
-    def put(self, key: str, found: Calibration) -> None:
-        """Raises OSError, on a full disk for example: then the next start measures again."""
-        with self._path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            everything = self._all() | {key: found}
-            replace_file(self._path, msgspec.json.format(msgspec.json.encode(everything)), durable=False)
+    def put(self, key: str, calibration: Calibration) -> None:
+        with self._turn():
+            entries = self._read() | {key: calibration}
+            new = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+            new.write_bytes(msgspec.json.format(msgspec.json.encode(entries), indent=1))
+            new.rename(self._path)
 
-    def _all(self) -> dict[str, Calibration]:
+    def _read(self) -> dict[str, Calibration]:
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, Calibration])
         except FileNotFoundError:
             return {}
-        except (OSError, *UNDECODABLE) as e:
-            self._complain(f"{self._path} is no use and is written anew: {e}")
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as e:
+            if not self._said:
+                self._said = True
+                log.warning("%s cannot be read (%s): everything is measured again", self._path, e)
             return {}
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.with_name(f".{self._path.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield

@@ -8,6 +8,7 @@ disk; a killed process leaves no device memory behind. What cannot be moved, and
 
 from __future__ import annotations
 
+import itertools
 import time
 import weakref
 from collections.abc import Callable, Container, Sequence
@@ -15,9 +16,10 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.dlpack import from_dlpack
 
 from workers.arena import Arena, plan
-from workers.device import Device, OutOfMemory, SimulatedDevice, StillHeld, open_device
+from workers.device import Device, OutOfMemory, StillHeld, open_device
 from workers.slots import Found, Slot, find
 
 __all__ = [
@@ -26,7 +28,6 @@ __all__ = [
     "NoLease",
     "OutOfMemory",
     "Residency",
-    "SimulatedDevice",
     "StillHeld",
     "open_device",
 ]
@@ -119,8 +120,8 @@ class Residency:
                 looked = self._piece(looked)
                 if progress:
                     progress(end)
+            self._attach(block)  # while the last copies are still under way
             self.device.sync()
-            self._attach(block)
         except BaseException:
             self._block = None
             self._detach()
@@ -166,7 +167,7 @@ class Residency:
         for hook in self._hooks:
             hook.remove()
         self.device.unpin(self._arena.host)
-        self._arena = Arena(0)
+        self._arena.close()
 
     # -- packing ----------------------------------------------------------------------------------------------------
 
@@ -205,7 +206,7 @@ class Residency:
                 elif slot.flat_at >= 0:
                     flat = flats.get(slot.flat_at)
                     if flat is None:  # cuDNN wants a storage that begins where the weights do
-                        flat = flats[slot.flat_at] = torch.from_dlpack(block[slot.flat_at : slot.flat_end])
+                        flat = flats[slot.flat_at] = from_dlpack(block[slot.flat_at : slot.flat_end])
                     slot.live.data = self._view(flat, slot, slot.flat_at)
                 else:
                     base = whole.get(slot.dtype)
@@ -297,7 +298,7 @@ def copies(nbytes: int) -> list[tuple[int, int]]:
     least = min(max(COPY_BYTES, nbytes // COPIES), COPY_MOST)
     n = max(1, nbytes // least)
     edges = [nbytes * i // n // 4096 * 4096 for i in range(n)] + [nbytes]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(itertools.pairwise(edges))
 
 
 def _check(residency: Residency | None, module: nn.Module) -> None:

@@ -55,9 +55,12 @@ class Slot:
         self.live = tensor
         self.dtype, self.size, self.stride = tensor.dtype, tensor.size(), tensor.stride()
         self.storage_key: int = tensor.untyped_storage()._cdata
-        first = tensor.storage_offset()
-        last = first + sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
-        self.span = (first * tensor.itemsize, (last + 1) * tensor.itemsize)  # bytes of its storage that it reaches
+        first = int(tensor.storage_offset())
+        last = first + sum((n - 1) * int(step) for n, step in zip(self.size, self.stride, strict=True))
+        self.span: tuple[int, int] = (
+            first * tensor.itemsize,
+            (last + 1) * tensor.itemsize,
+        )  # bytes of its storage that it reaches
         self.contiguous = tensor.is_contiguous()
         self.on_meta = tensor.is_meta
         away = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
@@ -111,9 +114,9 @@ def find(modules: Sequence[nn.Module], before: Sequence[Slot] = ()) -> Found:
                 raise TypeError(f"{path} is TorchScript, whose tensors cannot be replaced; leave it out of the arena")
             for place in _places(module, path):
                 tensor = place.holder[place.key]
-                slot = known.get(id(tensor))
-                if slot is None:
-                    slot = known[id(tensor)] = Slot(tensor)
+                if id(tensor) not in known:
+                    known[id(tensor)] = Slot(tensor)
+                slot = known[id(tensor)]
                 if not slot.places:
                     found.slots.append(slot)
                 slot.places.append(place)
@@ -164,11 +167,11 @@ def _look(holder: Any, key: Any, value: Any, path: str, done: set[int]) -> Itera
         yield from _within(vars(value), path, done)
 
 
-def movable(tensor: torch.Tensor, path: str) -> bool:
+def movable(tensor: Any, path: str) -> bool:
     """False for what stays on the host: sparse index buffers (they have no storage), and tensors without elements."""
     if is_traceable_wrapper_subclass(tensor):
         raise TypeError(f"{path} is a {type(tensor).__name__}, whose bytes cannot be reached; unwrap it first")
-    return tensor.layout == torch.strided and tensor.numel() > 0
+    return bool(tensor.layout == torch.strided and tensor.numel() > 0)
 
 
 def names(slots: Sequence[Slot], most: int = 3) -> str:
