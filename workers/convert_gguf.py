@@ -108,18 +108,19 @@ def _decoded(raw: np.ndarray[Any, np.dtype[np.uint8]], code: int) -> Floats:
     """Blocks, one a row, as their values. A quantised block has one scale (and a least value) for all of them."""
     if code == F32:
         return raw.view(np.float32)
-    scale = raw[:, :2].view(np.float16).astype(np.float32)
+    scale: Floats = raw[:, :2].view(np.float16).astype(np.float32)
     if code == F16:
         return scale
     if code == Q8_0:
         return scale * raw[:, 2:].view(np.int8)
     least, packed = raw[:, 2:4].view(np.float16).astype(np.float32), raw[:, 4:]
-    return scale * np.concatenate([packed & 15, packed >> 4], axis=1) + least
+    values: Floats = scale * np.concatenate([packed & 15, packed >> 4], axis=1) + least
+    return values
 
 
 def gguf_llama(source: Path, folder: Path) -> None:
     """Everything that a model folder of transformers has."""
-    model = Gguf(memoryview(np.memmap(source, np.uint8, "r")))
+    model = Gguf(memoryview(source.read_bytes()))
     kind = model.get("general.architecture")
     if kind != "llama":
         raise BadFile(f"a GGUF file of the family {kind!r}; only llama is known here")
