@@ -22,7 +22,7 @@ from workers import minutes_text as words
 from workers._torch import set_up, torchaudio_beside_cpu_torch
 from workers.base import Runner
 from workers.minutes import KINDS, Book, Cut, Line
-from workers.steps import Worker
+from workers.steps import Step, Worker
 
 if TYPE_CHECKING:
     from workers.generation import Answer
@@ -193,19 +193,18 @@ class Summarizer(Worker):
             lines = book.lines(cut)
             if not lines:
                 self.log.info("nothing new to summarise", stream=book.stream, reason=cut.reason)
-                self._commit(runner, book, cut)
+                self._commit(runner, book, book.step(cut))
                 return True
             if not runner.poison.begin(book.stream, cut.upto):
                 self.log.warning("gave up", stream=book.stream, span=cut.span, reason=cut.reason)
-                self._commit(runner, book, cut, m.Gap(span=cut.span, reason="failed", retryable=False))
+                self._commit(runner, book, book.skipped(cut))
                 return True
             if runner.ready:
                 self._write(runner, book, cut, lines)
                 return True
         return False
 
-    def _commit(self, runner: Runner, book: Book, cut: Cut, *events: m.Body) -> None:
-        step = book.step(cut, *events)
+    def _commit(self, runner: Runner, book: Book, step: Step) -> None:
         at = runner.commit(book.stream, book.at.n, step)
         if at and not book.moved(at, step):
             self.log.warning("place taken from the journal", stream=book.stream, n=at.n)
@@ -239,7 +238,7 @@ class Summarizer(Worker):
             coverage=summary.coverage,
             seconds=round(time.monotonic() - began, 2),
         )
-        self._commit(runner, book, cut, summary)
+        self._commit(runner, book, book.step(cut, summary))
 
     def prompt(self, lines: Sequence[Line]) -> tuple[list[int], int]:
         """Tokens of the question, and the index of the first line in it: the newest lines that fit."""
