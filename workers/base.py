@@ -8,24 +8,23 @@ Without a lease the worker keeps its place and says how far behind it is.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from importlib.metadata import version
+from typing import Any, TypeVar
 
 from common import messages as m
 from common import wire
 from common.feed_client import Appender
 from common.process import Process, start_time
+from workers.calibration import Calibration, Calibrations, key
 from workers.control import Control
 from workers.lease import Holder, Place
 from workers.poison import Poison
 from workers.steps import Step, Worker
 from workers.tenancy import FIRST_WORKING_BYTES, Tenant
-
-if TYPE_CHECKING:
-    from workers.calibration import Calibrations
 
 LOOK_EVERY_S = 0.5  # for new work, should a doorbell be lost
 SLACK_BYTES = 32 * 2**20  # beside what was measured: rounding of allocators
@@ -76,7 +75,9 @@ class Runner:
             self._want()
             if self._calibrating and self.tenant.ready:
                 self._calibrate()
-            elif not self.worker.turn(self):
+            elif self.worker.turn(self):
+                self.control.changed()  # how late we are, and where
+            else:
                 self.phase = "idle" if self.ready or not self.worker.needs_model() else "waiting for the GPU"
                 self._want()
                 self._wait()
@@ -195,19 +196,13 @@ class Runner:
         self.tenant.want(lane or ("batch" if self._calibrating else ""))
 
     def _calibrations(self) -> Calibrations:
-        from workers.calibration import Calibrations
-
-        return Calibrations(Path(self.settings.data) / "calibration.json")
+        return Calibrations(self.settings.data / "calibration.json", lambda why: self.log.warning(why))
 
     def _key(self, device: Any) -> str:
-        from workers.calibration import key
-
-        return key(self.worker.key(), device)
+        return key(self.worker.key(), device, version("torch"))
 
     def _calibrate(self) -> None:
         """One full round of reload, the largest step, offload; what it measured is kept for the next start."""
-        from workers.calibration import Calibration
-
         tenant = self.tenant
         assert tenant
         self.phase = "calibrating"
@@ -226,7 +221,8 @@ class Runner:
             offload_s=tenant.offloads.last,
             step_s=step_s,
         )
-        self._calibrations().put(self._key(tenant.device), found)
+        with contextlib.suppress(OSError):  # disk full: the next start measures again
+            self._calibrations().put(self._key(tenant.device), found)
         tenant.need_bytes = weights + working + SLACK_BYTES
         self._calibrating = False
         ms = {"reload_ms": round(tenant.reload_s * 1000, 1), "step_ms": round(step_s * 1000)}
