@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from common import cli_gpu
-from common.cli_data import keys, models, purge, retry, streams
+from common.cli_data import keys, models, purge, retry, streams, summaries, summarize
 from common.settings import Settings, UserError, load
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ def tail(given: Given, as_json: bool, after: int | None) -> None:
     console.tail(given.settings(), as_json, after, say)
 
 
-for one in (models, retry, purge, streams, keys, cli_gpu.gpu):
+for one in (models, retry, summarize, summaries, purge, streams, keys, cli_gpu.gpu):
     cli.add_command(one)
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from common.gpu_text import Pauses, summary
 from common.launch import Launcher
 from common.settings import Settings, UserError
 
-CAPTION_KINDS = ("transcript", "gap", "suppressed", "stream_started", "stream_ended")
+CAPTION_KINDS = ("transcript", "gap", "suppressed", "stream_started", "stream_ended", "summary")
 RECORDING = Path(__file__).resolve().parent.parent / "examples" / "recording.flac"
 FROM_THE_END = 2**62  # replay after this: no events, but the head
 
@@ -37,8 +37,12 @@ def clock(samples: int) -> str:
 
 
 def caption(e: m.Event) -> str | None:
-    """One line for one event, None for events that are no caption or news of a stream."""
+    """One line for one event (minutes: one for each point), None for what is no caption or news of a stream."""
     match e.decode():
+        case m.Summary() as minutes:
+            return _minutes(minutes)
+        case m.Gap(span=span, reason=reason) if e.producer != topology.COVERAGE_PRODUCER:
+            return f"[{clock(span[0])} nothing by the {e.producer} until {clock(span[1])}: {reason}]"
         case m.Transcript(span=span, text=text):
             return f"{clock(span[0])}  {text.strip()}"
         case m.Gap(span=span, reason=reason, retryable=retryable):
@@ -53,6 +57,17 @@ def caption(e: m.Event) -> str | None:
         case m.StreamEnded(end=end, reason=reason):
             return f"[{e.stream} ended at {clock(end)}: {reason}]"
     return None
+
+
+def _minutes(s: m.Summary) -> str:
+    """Minutes with the times of the segments that prove each point."""
+    span = f" {clock(s.span[0])}-{clock(s.span[1])}" if s.span else ""
+    read = f", the last {s.coverage:.0%} of the words read" if s.coverage < 1 else ""
+    lines = [f"[minutes{span} by {s.model}{read}]" if s.bullets else f"[minutes{span} by {s.model}{read}: none]"]
+    for b in s.bullets:
+        at = ", ".join(clock(int(first)) for segment in b.segments if (first := segment.rpartition(":")[2]).isdecimal())
+        lines.append(f"  • {'' if b.kind == 'point' else f'{b.kind}: '}{b.text}  ({at})")
+    return "\n".join(lines)
 
 
 def as_json(e: m.Event) -> str:

@@ -4,7 +4,8 @@
     fetch(settings, names, echo)   get what is missing: download, verify sha256, convert once, move into place
     verify(settings, name)         hash it again
 
-A folder has one weights file and model.json (`Stored`: which file, its sha256, where it came from, dimensions). It
+A folder has one weights file, side files that its loader needs, and model.json (`Stored`: which files, their sha256,
+where they came from, dimensions). It
 appears by one rename when everything in it is verified and on disk: after a kill it is there or it is not. Two fetches
 of one model take turns. No model library is imported here; conversion is a process of its own (`workers.convert`).
 """
@@ -48,7 +49,7 @@ class Model(Section, frozen=True, kw_only=True):
 
     name: str
     task: str
-    loader: str  # what can load the stored file: openai-whisper | torchscript
+    loader: str  # what can load the stored file: openai-whisper | torchscript | transformers
     sets: tuple[str, ...]
     languages: tuple[str, ...]  # codes; "*": all that its family knows
     licence: str
@@ -74,6 +75,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     raw_sha256: str  # of the downloaded file it was made from: tells another version in the catalogue
     source: str
     dims: dict[str, int] = {}
+    files: dict[str, str] = {}  # the other files of the folder, and the sha256 of each
 
 
 @cache
@@ -111,7 +113,7 @@ def for_language(language: str, task: str = "transcription") -> Model | None:
 
 
 def available(settings: Settings, name: str, check: bool = False) -> Path:
-    """Folder of a model that is here. `check` hashes its file too (0.2 s for 150 MB)."""
+    """Folder of a model that is here. `check` hashes its files too (0.2 s for 150 MB)."""
     m = model(name)
     folder = settings.cache / "models" / name
     problem = _problem(m, folder, check)
@@ -140,8 +142,10 @@ def _problem(m: Model, folder: Path, check: bool) -> str:
             return f"is there in another version than models.toml names ({folder})"
         if size != about.bytes:
             return f"is damaged ({file} has {size} bytes, should have {about.bytes})"
-        if check and (found := sha256(file)) != about.sha256:
-            return f"is damaged ({file} has sha256 {found[:12]}…, should have {about.sha256[:12]}…)"
+        for path, wanted in [(file, about.sha256), *((folder / n, s) for n, s in about.files.items())]:
+            if check and (found := sha256(path)) != wanted:
+                return f"is damaged ({path} has sha256 {found[:12]}…, should have {wanted[:12]}…)"
+            path.stat()
     except FileNotFoundError as e:
         return f"is not there (looked for {e.filename})"
     except msgspec.MsgspecError as e:
@@ -247,6 +251,7 @@ def _make(m: Model, raw: Path, source: Source, new: Path, echo: Echo) -> None:
     else:
         shutil.copyfile(raw, new / m.file)
     file = new / about["file"]
+    beside = sorted(p for p in new.iterdir() if p.is_file() and p.name not in (about["file"], "model.json"))
     record = Stored(
         name=m.name,
         loader=m.loader,
@@ -256,5 +261,6 @@ def _make(m: Model, raw: Path, source: Source, new: Path, echo: Echo) -> None:
         raw_sha256=m.sha256,
         source=str(source),
         dims=about.get("dims", {}),
+        files={p.name: sha256(p) for p in beside},
     )
     (new / "model.json").write_bytes(msgspec.json.format(msgspec.json.encode(record)))

@@ -109,6 +109,7 @@ class SummarySettings(Section, frozen=True, kw_only=True):
     threads: int = 1
     interval_s: float = 300.0  # minutes of the last so many seconds of a stream; 0: only at its end and when asked
     at_end: bool = True  # minutes of the rest when a stream ends
+    context_tokens: int = 4096  # prompt and summary together, or less where the model knows less: memory of a burst
     max_new_tokens: int = 192  # length of one summary
     prefill_tokens: int = 256  # prompt tokens of one step: it can give the GPU back between two
 
@@ -264,6 +265,7 @@ def _check(s: Settings) -> None:
         ("summary.threads", 1, s.summary.threads),
         ("summary.interval_s", 0, s.summary.interval_s),
         ("summary.max_new_tokens", 16, s.summary.max_new_tokens),
+        ("summary.context_tokens", s.summary.max_new_tokens + 512, s.summary.context_tokens),
         ("summary.prefill_tokens", 16, s.summary.prefill_tokens),
     ):
         if value < low:

@@ -29,7 +29,7 @@ from common import messages as m
 from common.settings import UserError
 from workers.health import Health
 
-SHOWN = ("transcript", "suppressed", "gap", "stream_started", "stream_ended", "purged")
+SHOWN = ("transcript", "suppressed", "gap", "summary", "stream_started", "stream_ended", "purged")
 BACK = 1000  # a new page begins so many seqs before the head
 
 
@@ -95,8 +95,8 @@ class Viewer:
         anchors = {stream: backlog.anchors(self.p.settings.streams / stream) for stream in {e.stream for e in events}}
         for e in events:
             row: dict[str, Any] = msgspec.to_builtins(e.decode()) or {}  # a tombstone has nothing to show
-            row |= {"seq": e.seq, "stream": e.stream, "kind": e.kind, "words": None}
-            first = row.get("span", (0, 0))[0]
+            row |= {"seq": e.seq, "stream": e.stream, "kind": e.kind, "producer": e.producer, "words": None}
+            first = (row.get("span") or (0, 0))[0]
             near = next((a for a in reversed(anchors[e.stream]) if a.sample <= first), None)
             row["clock_ms"] = near and near.wall_ns // 1_000_000 + (first - near.sample) // 16
             yield f"id: {e.seq}\ndata: {msgspec.json.encode(row).decode()}\n\n"
