@@ -263,7 +263,7 @@ class Reader:
         return bytes(pcm)
 
     def _tail(self, position: int) -> Chunk:
-        """At the end of the files: a recorded hole that no audio follows yet, audio that somebody deleted, or nothing."""
+        """At the end of the files: a recorded hole that no audio follows yet, audio that was deleted, or nothing."""
         for h in holes(self.folder):
             if h.start <= position < h.end:
                 if audio_files(self.folder) != self._files:  # audio came while we looked: read that first

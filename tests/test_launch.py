@@ -18,7 +18,7 @@ import pytest
 from common import backlog, topology, wire
 from common import messages as m
 from common.child import Life, Want, running, wants
-from common.launch import STEADY_S, Launcher
+from common.launch import FIRST_SWEEP_S, STEADY_S, SWEEP_EVERY_S, Launcher
 from common.process import EXIT_NAME_TAKEN, holder, wait_gone
 from common.settings import Settings, Source
 from tests.conftest import ROOT, Processes, Started, clean_environment, wait_for
@@ -148,6 +148,39 @@ def test_a_long_life_makes_restarts_quick_again(settings: Settings, folder: Path
     assert slot.fails == 0
     slot.life.signal(signal.SIGKILL)
     assert slot.life.child and slot.life.child.wait() == -signal.SIGKILL
+
+
+@pytest.mark.processes
+def test_where_nothing_is_captured_audio_is_swept_once_an_hour(settings: Settings) -> None:
+    sweeper = Want(name="sweeper", command=("-c", "pass"))
+    capture = Want(name="capture@a", source="a", command=("-c", "input()"), stdin=True)
+    launcher = Launcher(settings, (capture,), lambda line: None, sweeper=sweeper)
+    began, lives = launcher._began, list[int]()
+
+    def turn(after_s: float) -> int:
+        """Sweeps so far, each waited for."""
+        launcher._sweep_audio(began + after_s)
+        if launcher._sweep and launcher._sweep.child and launcher._sweep.pid not in lives:
+            lives.append(launcher._sweep.pid)
+            assert launcher._sweep.child.wait(10) == 0
+        return len(lives)
+
+    assert turn(FIRST_SWEEP_S - 1) == 0
+    slot = launcher.slots[0]
+    slot.life = Life.start(capture, settings.data / "x.log")
+    assert turn(FIRST_SWEEP_S + 1) == 0, "the capture does it"
+    slot.life.signal(signal.SIGKILL)
+    assert slot.life.child and slot.life.child.wait() == -signal.SIGKILL
+    slot.life = None
+    assert [turn(FIRST_SWEEP_S + s) for s in (2, 3, SWEEP_EVERY_S, SWEEP_EVERY_S + 3, SWEEP_EVERY_S + 4)] == [
+        1,
+        1,
+        1,
+        2,
+        2,
+    ]
+    launcher._stopping = True
+    assert turn(10 * SWEEP_EVERY_S) == 2
 
 
 @pytest.mark.processes
