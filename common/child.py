@@ -68,6 +68,11 @@ def wants(settings: Settings, passed: Sequence[str]) -> tuple[Want, ...]:
     )
 
 
+def sweeper(passed: Sequence[str]) -> Want:
+    """Not in the table: it runs for seconds, once an hour, where no capture runs that would delete old audio."""
+    return Want(name="sweeper", command=("-m", "capture.sweeper", *passed))
+
+
 def running(run: Path, but: Sequence[str] = ()) -> dict[str, int]:
     """Pid of every process of the table that holds its name in this run folder, in table order."""
     found = {}

@@ -107,7 +107,7 @@ def run_all(given: Given) -> None:
     import msgspec
 
     from common import backlog, console, wire
-    from common.child import wants
+    from common.child import sweeper, wants
     from common.launch import NAME, Launcher
     from common.process import NameTaken, holder
 
@@ -134,7 +134,8 @@ def run_all(given: Given) -> None:
         for line in captions.lines():
             say(line)
 
-    Launcher(settings, wants(settings, given.passed(*more)), news, each_turn).run()
+    passed = given.passed(*more)
+    Launcher(settings, wants(settings, passed), news, each_turn, sweeper(passed)).run()
 
 
 @cli.command()

@@ -29,16 +29,18 @@ class Health:
         self.heard_s = now
         self.gpu: m.GpuState | None = None
         self.gpu_heard_s = now
-        self.streams: dict[str, m.StreamBeat] = {}
+        self.streams: dict[str, m.StreamBeat] = {}  # of the last beat, and what is unfinished: not all there ever were
         self.moved: dict[str, tuple[int, float]] = {}  # audio head of each stream, and since when it stands there
+        self.begun: set[str] = set()  # live sources that have had a stream
 
     def take(self, beat: m.Beat, now: float) -> None:
         same = self.beat is None or self.beat.journal == beat.journal
-        for name, s in beat.streams.items():
-            if self.moved.get(name, (-1, 0.0))[0] != s.audio_head:
-                self.moved[name] = (s.audio_head, now)
         # Replaced, not changed: the server's thread may be reading them.
-        self.streams = (self.streams if same else {}) | beat.streams
+        streams = (self.unfinished() if same else {}) | beat.streams
+        stood = {n: (s.audio_head, self.moved.get(n, (-1, now))) for n, s in streams.items()}
+        self.moved = {n: old if old[0] == head else (head, now) for n, (head, old) in stood.items()}
+        self.streams = streams
+        self.begun = (self.begun if same else set()) | self.live_sources & {s.source for s in beat.streams.values()}
         self.beat, self.heard_s = beat, now
 
     def take_gpu(self, state: m.GpuState, now: float) -> None:
@@ -69,15 +71,16 @@ class Health:
         for worker in self.beat.workers.values():
             if worker.detail:
                 yield f"{worker.worker}: {worker.detail}"
-        for source in sorted(self.live_sources - {s.source for s in self.streams.values()}):
+        for source in sorted(self.live_sources - self.begun):
             if not alive[f"capture@{source}"]:
                 yield f"capture@{source} has not begun"
         for name, s in self.streams.items():
             wanted = s.source in self.live_sources or alive.get(
                 f"capture@{s.source}"
             )  # else it was left open by a kill
-            if wanted and s.lane == "live" and not s.ended and now - self.moved[name][1] > STILL_S:
-                yield f"capture@{s.source}: no audio for {now - self.moved[name][1]:.0f} s"
+            still_s = now - self.moved.get(name, (0, now))[1]
+            if wanted and s.lane == "live" and not s.ended and still_s > STILL_S:
+                yield f"capture@{s.source}: no audio for {still_s:.0f} s"
             if s.lane == "live" and s.lag_s > self.red_lag_s:
                 yield f"{name}: captions are {s.lag_s:.0f} s late"
         if not alive.get("arbiter", True) and (waits := self.wait_for_gpu()):

@@ -194,7 +194,8 @@ class Hearing(Worker):
         if not meta.ended or session.position < meta.end:
             return False
         which = life(session.folder)
-        step = Step(positions={"meta": 2}, events=(m.StreamEnded(end=meta.end, reason=meta.end_reason),), state=b"")
+        end = max(meta.end, session.position)  # what was heard existed, also if deleted files no longer prove it
+        step = Step(positions={"meta": 2}, events=(m.StreamEnded(end=end, reason=meta.end_reason),), state=b"")
         at = runner.commit(meta.stream, session.at.n, step)
         if at and at.positions.get("meta") == 2:
             self._finished[meta.stream] = which
