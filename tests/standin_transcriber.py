@@ -23,7 +23,7 @@ from common.settings import load
 from workers.base import Runner
 from workers.hearing import Work
 from workers.steps import Step
-from workers.transcriber import Transcriber
+from workers.transcriber import Pieces, Transcriber
 
 
 class FaultyTranscriber(Transcriber):
@@ -41,11 +41,11 @@ class FaultyTranscriber(Transcriber):
                     os.kill(os.getpid(), signal.SIGSEGV)
                 raise ArithmeticError("the stand-in was told to fail here")
 
-    def infer(self, state: bytes, work: Work) -> Step:
+    def infer(self, state: bytes, work: Work) -> Pieces[Step]:
         self._meet(work.speech)
         return super().infer(state, work)
 
-    def again(self, stream: str, gap: m.Gap, pcm: bytes) -> m.Body:
+    def again(self, stream: str, gap: m.Gap, pcm: bytes) -> Pieces[m.Body]:
         self._meet(gap.span)
         return super().again(stream, gap, pcm)
 

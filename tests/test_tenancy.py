@@ -56,6 +56,7 @@ class StandInResidency:
 
     def __init__(self, device: StandInDevice) -> None:
         self.device, self.resident = device, False
+        self.log: list[str] = []
         self.between: Callable[[int], None] = lambda copy: None
 
     def reload(self, turn_back: Callable[[], bool], progress: Callable[[int], None]) -> StandInMove | None:
@@ -71,11 +72,13 @@ class StandInResidency:
                 raise
             progress(25)
         self.resident = True
+        self.log.append("reload")
         return StandInMove()
 
     def offload(self) -> StandInMove:
         self.device.held_bytes -= 100
         self.resident = False
+        self.log.append("offload")
         return StandInMove()
 
 
@@ -150,9 +153,15 @@ def test_pieces_end_at_the_edge_where_a_revocation_waits(game: Game) -> None:
                 yield
         finally:
             done.append(-1)
+            game.residency.log.append("closed")  # what a step has on the device must be gone before the offload
 
     assert not game.tenant.run(pieces(), 30)
-    assert done == [0, 1, -1] and game.holder.place.residency == "offloaded" and game.device.held_bytes == 0
+    assert (
+        done == [0, 1, -1]
+        and game.residency.log == ["reload", "closed", "offload"]
+        and game.holder.place.residency == "offloaded"
+        and game.device.held_bytes == 0
+    )
 
 
 def test_pieces_run_to_their_end(game: Game) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -108,6 +108,8 @@ class Runner:
         self._calibrating = known is None
         if known:
             tenant.need_bytes = known.weights_bytes + known.working_bytes + SLACK_BYTES
+            tenant.pieces.add(known.step_s)
+            tenant.offloads.add(known.offload_s)
         self.log.info(
             "model loaded",
             seconds=round(time.monotonic() - started, 2),
@@ -129,16 +131,14 @@ class Runner:
         assert self.tenant
         return self.tenant.run(self._until_stopped(pieces), working_bytes) and not self.process.stopping
 
-    def step(self, work: Callable[[], T]) -> T | None:
-        """Run a step that is one piece; None as for `carry`."""
+    def step(self, work: Generator[None, None, T]) -> T | None:
+        """Run a step that comes to a result; None as for `carry`."""
         out: list[T] = []
 
-        def piece() -> Iterator[None]:
-            out.append(work())
-            yield from ()
+        def pieces() -> Iterator[None]:
+            out.append((yield from work))
 
-        assert self.tenant
-        self.tenant.run(piece(), self.worker.working_bytes())
+        self.carry(pieces(), self.worker.working_bytes())
         return out[0] if out else None
 
     def _until_stopped(self, pieces: Iterator[None]) -> Iterator[None]:
@@ -206,10 +206,9 @@ class Runner:
         tenant = self.tenant
         assert tenant
         self.phase = "calibrating"
-        began = time.monotonic()
         if not tenant.run(self.worker.rehearse(), self.worker.working_bytes()):
             return  # revoked, or too small: again under the next lease
-        step_s = time.monotonic() - began
+        step_s = tenant.pieces.longest()
         weights = tenant.residency.weights_bytes
         working = max(0, tenant.device.peak_bytes - weights)
         tenant.give_up("calibrated")

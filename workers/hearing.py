@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,15 +101,15 @@ class Hearing(Worker):
     def open(self, folder: Path, meta: backlog.Meta, at: m.At) -> Session: ...
 
     @abstractmethod
-    def infer(self, state: bytes, work: Work) -> Step:
-        """Pure: the same samples, settings and state give the same step."""
+    def infer(self, state: bytes, work: Work) -> Generator[None, None, Step]:
+        """In pieces, and pure: the same samples, settings and state give the same step."""
 
     @abstractmethod
     def skipped(self, state: bytes, work: Work, gap: m.Gap) -> Step:
         """The step that stands in for `work` when it failed too often."""
 
     @abstractmethod
-    def again(self, stream: str, gap: m.Gap, pcm: bytes) -> m.Body:
+    def again(self, stream: str, gap: m.Gap, pcm: bytes) -> Generator[None, None, m.Body]:
         """The event that supersedes a retryable gap."""
 
     # What the base asks
@@ -280,7 +280,7 @@ class Hearing(Worker):
             return self.skipped(session.at.state, work, gap)
         runner.phase = "inferring"
         try:
-            step = runner.step(lambda: self.infer(session.at.state, work))
+            step = runner.step(self.infer(session.at.state, work))
         except Exception:
             failures = runner.poison.failed()  # it counts, and the launcher starts us again
             self.log.exception("step failed", stream=stream, span=work.span, failures=failures)

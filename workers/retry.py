@@ -83,7 +83,7 @@ class Retries:
             return msgspec.structs.replace(gap, reason="failed; its audio is gone", retryable=False, **after)
         if runner.poison.begin(f"{stream} retry {seq}", gap.span[0]):  # a person asked: counted anew
             try:
-                done = runner.step(lambda: self.worker.again(stream, gap, pcm))
+                done = runner.step(self.worker.again(stream, gap, pcm))
             except Exception:
                 runner.poison.failed()
                 self.log.exception("retry failed; the gap stays", stream=stream, span=gap.span)

@@ -20,6 +20,13 @@ KEPT = 200  # durations, for percentiles
 _OVER = object()
 
 
+def _close(pieces: Iterator[None]) -> None:
+    """End a generator where it stands; other iterators have nothing to end."""
+    close = getattr(pieces, "close", None)
+    if close:
+        close()
+
+
 class Durations:
     """The last KEPT durations of one kind of thing, in seconds."""
 
@@ -32,6 +39,9 @@ class Durations:
     @property
     def last(self) -> float:
         return self._all[-1] if self._all else 0.0
+
+    def longest(self) -> float:
+        return max(self._all, default=0.0)
 
     def p99(self) -> float:
         """0 while there is none."""
@@ -89,28 +99,34 @@ class Tenant:
         """
         try:
             while True:
+                if self._must_leave():
+                    _close(pieces)  # before the offload: what it has on the device must not outlive the weights
                 self.edge()
                 if not self.residency.resident:
                     return False
-                began = time.monotonic()
+                began, too_small = time.monotonic(), ""
                 try:
                     with self.device.working(working_bytes):
                         self._holds()
                         over = next(pieces, _OVER) is _OVER
                 except MemoryError as e:  # both devices' OutOfMemory is one
-                    self._out_of_memory(e)
-                    return False
+                    too_small = str(e) or "out of memory"
                 finally:
                     self._holds()
+                if too_small:  # out here, for an exception under way keeps the tensors of its frames alive
+                    self._out_of_memory(too_small)
+                    return False
                 self.stepped_at_s = time.monotonic()
                 self.pieces.add(self.stepped_at_s - began)
                 self.holder.stepped()
                 if over:
                     return True
         finally:
-            close = getattr(pieces, "close", None)
-            if close:
-                close()
+            _close(pieces)
+
+    def _must_leave(self) -> bool:
+        due = self.holder.due()
+        return (due is not None and not due.granted) or self.holder.held_long_enough(time.monotonic())
 
     def give_up(self, why: str) -> None:
         """Leave unasked; the lease counts as carried out and waits to be revoked."""
@@ -142,7 +158,7 @@ class Tenant:
         try:
             move = self.residency.reload(lambda: self.holder.due() is not lease, moved)
         except MemoryError as e:
-            self._out_of_memory(e)
+            self._out_of_memory(str(e))
             return
         if move is None:  # a newer lease came between two copies: it is carried out next, and nothing is held
             self.device.limit(0)
@@ -179,7 +195,7 @@ class Tenant:
             self.offloads.add(time.monotonic() - began)
         self.device.limit(0)
 
-    def _out_of_memory(self, error: MemoryError) -> None:
+    def _out_of_memory(self, error: str) -> None:
         peak = int(self.device.peak_bytes)
         self._offload()
         self.holder.out_of_memory(max(peak, self.residency.weights_bytes), time.monotonic())
@@ -189,7 +205,7 @@ class Tenant:
                 "out of GPU memory; offloaded, tried again later with more",
                 times=self.holder.ooms,
                 want_mib=self.need_bytes >> 20,
-                error=str(error)[:200],
+                error=error[:200],
             )
         self.changed()
 

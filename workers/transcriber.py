@@ -7,9 +7,9 @@ the decoder's prompt), so a restart after a kill writes exactly what would have 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -29,6 +29,8 @@ from workers.vad import Floats, Rules, Vad
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # fallback of Radford et al. 2022, section 4.5
 PROMPT_TOKENS = 100
 PROMPT_TEMPERATURE = 0.5  # text decoded hotter than this is no context for what follows
+T = TypeVar("T")
+Pieces = Generator[None, None, T]
 EDGE_SAMPLES = m.SAMPLE_RATE // 5  # words may reach this far beyond what the VAD calls voice
 
 
@@ -108,13 +110,20 @@ class Transcriber(Hearing):
         features = self.model.embed_audio(self._moved(mel)[None])[0]
         yield
         tokenizer = self._tokenizer(self._language(self.model) or "en")
-        tokens = tokenizer.encode(" and so on" * 40)[: d.n_text_ctx // 2 - 8]
+        tokens = tokenizer.encode(" and so on" * 80)[: d.n_text_ctx // 2 - 8]
         result = w.DecodingResult(audio_features=features, language=tokenizer.language, tokens=tokens)
-        prompt = self.torch.tensor([[*tokenizer.sot_sequence, *tokens]]).to(features.device)
-        self.model.decoder(prompt, features[None])
+        caches, hooks = self.model.install_kv_cache_hooks()
+        try:
+            for token in tokens:
+                last = self.torch.tensor([[token]]).to(features.device)
+                self.model.decoder(last, features[None], kv_cache=caches).argmax()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        caches.clear()
+        yield
         span = (0, w.audio.N_SAMPLES)
         self._words(self.model, features, mel, w.audio.N_FRAMES, result, span, span)
-        yield
 
     def _moved(self, mel: Any) -> Any:
         """A spectrogram where the model is, in its precision."""
@@ -125,11 +134,11 @@ class Transcriber(Hearing):
 
     # -- infer ------------------------------------------------------------------------------------------------------
 
-    def infer(self, state: bytes, work: Work) -> Step:
+    def infer(self, state: bytes, work: Work) -> Pieces[Step]:
         before = unpack(state)
         near = work.speech[0] - before.prompt_end <= self.s.prompt_within_s * m.SAMPLE_RATE
         near = near and before.model == self.s.model
-        done = self._hear(work.pcm, work.speech, work.voiced, before.prompt if near else ())
+        done = yield from self._hear(work.pcm, work.speech, work.voiced, before.prompt if near else ())
         prompt = before.prompt if near else ()
         prompt_end = before.prompt_end
         if done.text and not done.reason:
@@ -145,8 +154,8 @@ class Transcriber(Hearing):
     def skipped(self, state: bytes, work: Work, gap: m.Gap) -> Step:
         return self._step(work, gap, State(vad=work.state))
 
-    def again(self, stream: str, gap: m.Gap, pcm: bytes) -> m.Body:
-        done = self._hear(pcm, gap.span, gap.span, ())
+    def again(self, stream: str, gap: m.Gap, pcm: bytes) -> Pieces[m.Body]:
+        done = yield from self._hear(pcm, gap.span, gap.span, ())
         body = self._body(gap.segment, gap.span, done)
         old = f"{gap.segment}/{gap.revision}"
         return msgspec.structs.replace(body, revision=gap.revision + 1, supersedes=old)
@@ -163,7 +172,7 @@ class Transcriber(Hearing):
             model=self.s.model,
         )
 
-    def _hear(self, pcm: bytes, span: m.Span, voiced: m.Span, prompt: tuple[int, ...]) -> Decoded:
+    def _hear(self, pcm: bytes, span: m.Span, voiced: m.Span, prompt: tuple[int, ...]) -> Pieces[Decoded]:
         """Decode one utterance; never raises on odd audio, always says what it made of it."""
         audio = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768.0
         rms = float(np.sqrt(np.mean(np.square(audio, dtype=np.float64)))) if len(audio) else 0.0
@@ -174,11 +183,13 @@ class Transcriber(Hearing):
         frames = mel.shape[-1] - w.audio.N_FRAMES
         mel = w.pad_or_trim(mel, w.audio.N_FRAMES)
         features = model.embed_audio(self._moved(mel)[None])[0]
-        result = self._decode(model, features, span[0], prompt)
+        yield
+        result = yield from self._decode(model, features, span[0], prompt)
         text = result.text.strip()
         reason = self._why_not(result, text)
         if reason:
             return Decoded(text=text, language=result.language, reason=reason)
+        yield
         words = self._words(model, features, mel, frames, result, span, voiced)
         words = snapped(words, loud(audio), span[0], min(span[1], voiced[1] + EDGE_SAMPLES))
         tokens = tuple(t for t in result.tokens if t < self._tokenizer(result.language).eot)
@@ -186,12 +197,14 @@ class Transcriber(Hearing):
             text=text, tokens=tokens, language=result.language, words=words, temperature=float(result.temperature)
         )
 
-    def _decode(self, model: Any, features: Floats, first: int, prompt: tuple[int, ...]) -> Any:
+    def _decode(self, model: Any, features: Floats, first: int, prompt: tuple[int, ...]) -> Pieces[Any]:
         """Greedy with the prompt, then without it (it is what loops feed on), then warmer and warmer."""
         lead = self._first_prompt()
         tries = [(TEMPERATURES[0], lead + prompt)] + [(t, lead) for t in (TEMPERATURES if prompt else TEMPERATURES[1:])]
         result = None
         while tries:
+            if result:
+                yield  # each try may take as long as the decoder goes
             (temperature, context), *tries = tries
             self.torch.manual_seed(first)  # sampling is a function of the place in the stream
             options = self.whisper.DecodingOptions(
