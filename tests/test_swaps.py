@@ -55,10 +55,10 @@ def test_four_models_of_which_one_needs_all_the_others_room(
 ) -> None:
     settings = msgspec.structs.replace(settings, gpu=gpu(simulated_mib=1600))
     system = SwapSystem(processes, settings, TENTH, file_source(undisturbed.clip, "1.0"), summaries=True)
-    watch = swapped(system, undisturbed, 5)
+    watch = swapped(system, undisturbed, 3)
     assert 1350 < watch.most_mib <= 1600
     turns = turns_of(system, "transcriber")
-    assert len(turns) >= 5 and all(t.away_s > 2.0 for t in turns)
+    assert len(turns) >= 3 and all(t.away_s > 2.0 for t in turns)
     assert {w.worker for w in watch.states[-1][1].workers} == {"transcriber", "translator", "diarizer", "summarizer"}
     system.stop()
 
