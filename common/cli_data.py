@@ -208,10 +208,19 @@ def models_list(given: Given) -> None:
 @click.argument("names", nargs=-1)
 @click.pass_obj
 def models_fetch(given: Given, names: tuple[str, ...]) -> None:
-    """Get models by name or set (none named: the embedded set); what is here and whole is left alone."""
-    from common import models as store
+    """Get models by name, set or profile (none named: the embedded set; auto: the profile for this machine).
 
-    store.fetch(given.settings(), names, click.echo)
+    What is here and whole is left alone; what an interrupted fetch has got is continued.
+    """
+    from common import auto
+    from common.fetch import fetch
+
+    settings = given.settings()
+    if "auto" in names:
+        pick = auto.resolve(given.settings, ask_hub=True)
+        click.echo(f"profile {pick.name}: {pick.why}")
+        names = tuple(pick.name if n == "auto" else n for n in names)
+    fetch(settings, names, click.echo)
 
 
 @models.command("verify")
