@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from common.cli_data import keys, models, purge, retry, streams
+from common.cli_data import doctor, keys, models, purge, retry, streams
 from common.settings import Settings, UserError, load
 
 if TYPE_CHECKING:
@@ -333,7 +333,7 @@ def tail(given: Given, as_json: bool, after: int | None) -> None:
     console.tail(given.settings(), as_json, after, say)
 
 
-for one in (models, retry, purge, streams, keys):
+for one in (models, doctor, retry, purge, streams, keys):
     cli.add_command(one)
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def _make(m: Model, raw: Path, source: Source, files: Path, work: Path, echo: Ec
     about: dict[str, Any] = {"file": m.file}
     if m.convert:
         echo(f"{m.name}: converting")
-        _child(m, "converted", ["workers.convert", m.convert, str(raw.absolute()), str(files)], work)
+        _child(m, "converted", ["workers.convert", m.convert, str(raw.absolute()), str(files)], work, echo)
         about = msgspec.json.decode((files / "model.json").read_bytes())
     else:
         shutil.copyfile(raw, files / m.file)
@@ -174,9 +174,19 @@ def _make(m: Model, raw: Path, source: Source, files: Path, work: Path, echo: Ec
     return _record(m, file, source=str(source), raw_sha256=m.sha256, dims=about.get("dims", {}), files=others)
 
 
-def _child(m: Model, what: str, argv: list[str], work: Path) -> None:
-    failure = run([sys.executable, "-m", *argv], work, tick=lambda: None, cwd=Path(__file__).parent.parent)
-    if failure:
+def _child(m: Model, what: str, argv: list[str], work: Path, echo: Echo) -> None:
+    """Run one of our modules; what it prints on the way is told."""
+    told = ""
+
+    def tick() -> None:
+        nonlocal told
+        words = (work / "run.log").read_text(errors="replace").splitlines() or [""]
+        if words[-1] != told and words[-1].endswith("matrices"):  # of its own lines, not a library's
+            told = words[-1]
+            echo(f"{m.name}: {told}")
+
+    root = Path(__file__).parent.parent
+    if failure := run([sys.executable, "-m", *argv], work, tick=tick, cwd=root):
         raise UserError(f"model {m.name} cannot be {what}: {failure}")
 
 
@@ -248,8 +258,8 @@ def main_file(names: Iterable[str]) -> str:
 def _quantise(m: Model, home: Path, files: Path, work: Path, echo: Echo) -> Stored:
     """4-bit weights from the model they are made from, which stays in the store."""
     _room_for(m, m.bytes, files)
-    echo(f"{m.name}: quantising {m.base} once; takes about a minute for 2 GB")
-    _child(m, "quantised", ["workers.quantize", str(home / m.base), str(files)], work)
+    echo(f"{m.name}: quantising {m.base} once, on the CPU; some minutes for a large model")
+    _child(m, "quantised", ["workers.quantize", str(home / m.base), str(files)], work, echo)
     base = stored(home / m.base)
     others = {n: sha256(files / n) for n in _names(files) if n not in ("model.json", "model.safetensors")}
     return _record(

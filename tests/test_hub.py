@@ -146,7 +146,7 @@ def test_the_token_reaches_the_hub_and_never_the_store(
 @pytest.mark.joined
 def test_a_wrong_file_is_not_used_and_the_right_ones_are_kept(store: Settings, standin: StandInHub) -> None:
     name = "model-00002-of-00002.safetensors"
-    for bad in (name, "tokenizer.json"):
+    for bad in ("tokenizer.json", name):
         standin.lie = {bad: bytes(len(FILES[bad]))}
         line = refused(lambda: fetch(store, ["llm"], quiet))
         assert bad in line and "not used" in line and not (store.cache / "models" / "llm").exists()
