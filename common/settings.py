@@ -92,10 +92,15 @@ class GpuSettings(Section, frozen=True, kw_only=True):
     silence_s: float = 0.7  # a burst likes to begin after this much silence
     patience_s: float = 45.0  # it does not wait longer than this for silence
     overdue_s: float = 120.0  # it does not wait longer than this for anything
+    burst_min_s: float = 5.0  # a running burst is not cut short before this
     max_hold_s: float = 60.0  # a burst gives back after this
     max_cuts: int = 3  # a burst is cut short at most so often
     stuck_after_s: float = 30.0  # a worker that makes no step while input waits is asked to leave
     hello_timeout_s: float = 10.0  # a worker of before the arbiter's restart has this long to say so
+    offload_within_s: float = 30.0  # a worker that has not measured itself is killed if it does not give back in this
+    offload_at_least_s: float = 2.0  # one that has measured itself is given at least this
+    reclaim_within_s: float = 10.0  # what a dead worker held counts as foreign if it is not free after this
+    measure_timeout_s: float = 3.0  # a driver that does not answer in this is asked anew, by another process
 
 
 class SummarySettings(Section, frozen=True, kw_only=True):
@@ -259,6 +264,10 @@ def _check(s: Settings) -> None:
         ("gpu.simulated_mib", 0, s.gpu.simulated_mib),
         ("gpu.max_hold_s", 1, s.gpu.max_hold_s),
         ("gpu.stuck_after_s", 1, s.gpu.stuck_after_s),
+        ("gpu.offload_within_s", 0.1, s.gpu.offload_within_s),
+        ("gpu.offload_at_least_s", 0.1, s.gpu.offload_at_least_s),
+        ("gpu.reclaim_within_s", 0.1, s.gpu.reclaim_within_s),
+        ("gpu.measure_timeout_s", 0.2, s.gpu.measure_timeout_s),
         ("summary.threads", 1, s.summary.threads),
         ("summary.interval_s", 0, s.summary.interval_s),
         ("summary.max_new_tokens", 16, s.summary.max_new_tokens),
