@@ -1,4 +1,4 @@
-"""Commands that look after what is kept and where: models, streams, keys, doctor. `common/cli.py` adds them to `swapscribe`.
+"""Commands that look after what is kept and where: models, streams, keys, doctor. `common/cli.py` adds them.
 
 Content is changed only by events and requests to the feed, so a killed command is simply given again.
 """

@@ -1,4 +1,4 @@
-"""`python -m workers.quantize SOURCE FOLDER`: weights of a causal language model in 4 bits (nf4), packed and stored once.
+"""`python -m workers.quantize SOURCE FOLDER`: a causal language model's weights in 4 bits (nf4), packed and stored once.
 
 In: a stored model in the layout of transformers. Out: FOLDER/model.safetensors as bitsandbytes and transformers write
 it (packed weights beside their scales), config.json that says so, and the other files. One matrix at a time, on the
@@ -17,7 +17,7 @@ from typing import Any
 
 from common import models
 from common.settings import Settings
-from workers._torch import set_up
+from workers._torch import set_up, torchaudio_beside_cpu_torch
 
 BLOCK = 64  # weights that share a scale
 TICK_S = 2.0
@@ -42,7 +42,7 @@ def matrices(source: Path) -> set[str]:
 
     config = AutoConfig.from_pretrained(source, local_files_only=True)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     head = model.get_output_embeddings()
     return {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
 
@@ -91,6 +91,7 @@ def main(argv: list[str]) -> None:
         sys.exit("usage: python -m workers.quantize SOURCE FOLDER")
     source, folder = Path(argv[0]), Path(argv[1])
     set_up(os.cpu_count() or 1, Settings().cache)
+    torchaudio_beside_cpu_torch()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         quantize(source, folder)
