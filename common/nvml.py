@@ -7,6 +7,7 @@ Figures that the driver does not give (containers, WSL) are left out. Needs the 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,13 @@ def read(index: int = 0, timeout_s: float = TIMEOUT_S) -> Device:
         return Device(error=lines[-1][:200])
 
 
+def handle(nv: Any, index: int) -> Any:
+    """CUDA device `index` as NVML knows it: NVML counts all cards, CUDA those that CUDA_VISIBLE_DEVICES lets it see."""
+    chosen = [v.strip() for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v.strip()]
+    one = chosen[index] if index < len(chosen) else str(index)
+    return nv.nvmlDeviceGetHandleByIndex(int(one)) if one.isdecimal() else nv.nvmlDeviceGetHandleByUUID(one)
+
+
 def _ask(index: int) -> dict[str, Any]:
     try:
         import pynvml as nv
@@ -54,7 +62,7 @@ def _ask(index: int) -> dict[str, Any]:
     out: dict[str, Any] = {}
     try:
         nv.nvmlInit()
-        device = nv.nvmlDeviceGetHandleByIndex(index)
+        device = handle(nv, index)
         memory = nv.nvmlDeviceGetMemoryInfo(device)
         out = {"total_mib": memory.total // MIB, "free_mib": memory.free // MIB}
         out |= {"name": str(nv.nvmlDeviceGetName(device)), "driver": str(nv.nvmlSystemGetDriverVersion())}

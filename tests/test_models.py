@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from common import models, profiles
 from common.fetch import fetch
 from common.settings import Settings, UserError
-from tests.conftest import Processes, clean_environment, wait_for
+from tests.conftest import ROOT, Processes, clean_environment, wait_for
 from workers import convert
 
 CONTENT = np.random.default_rng(1).bytes(2_000_000)
@@ -248,7 +249,7 @@ def whisper_address(name: str) -> str:
 
 @pytest.mark.pure
 def test_the_catalogue_is_complete() -> None:
-    assert [m.name for m in models.chosen([])] == ["tiny.en", "silero_vad"]
+    assert [m.name for m in models.chosen([])] == ["tiny.en", "silero_vad", "smollm2-135m"]
     for m in models.catalogue().values():
         assert m.bytes > 0 and m.licence and m.languages and ".nf4" not in m.name
         assert [bool(s.path) + bool(s.pypi) + bool(s.url) + bool(s.hub) for s in m.source] == [1] * len(m.source)
@@ -467,3 +468,48 @@ def test_store_and_converter_agree_with_whisper() -> None:
     pcm = speech.samples(clip.path).astype(np.float32) / 32768
     heard = whisper.transcribe(net.eval(), pcm, language="en", fp16=False, temperature=0.0)
     assert speech.word_errors(clip.text, str(heard["text"])) <= 1
+
+
+MAKE_PT = """
+import os, sys, torch
+torch.manual_seed(0)
+tensors = {"encoder.conv1.weight": torch.randn(8, 80, 3).half(), "decoder.mask.t": torch.randn(6, 5).half().t()}
+dims = {"n_mels": 80, "n_text_layer": 1}
+torch.save({"dims": dims, "model_state_dict": tensors | {"alignment_heads": torch.zeros(2)}}, sys.argv[1])
+
+class Stranger:
+    def __reduce__(self):
+        return os.mkdir, (sys.argv[2] + ".ran",)
+
+torch.save({"dims": dims, "model_state_dict": Stranger()}, sys.argv[2])
+for name, t in tensors.items():
+    sys.stdout.buffer.write(t.contiguous().numpy().tobytes())
+"""
+
+
+@pytest.mark.processes
+def test_a_checkpoint_of_openai_whisper_becomes_safetensors(
+    store: Settings, folder: Path, server: Server, write_catalogue: Callable[..., Path]
+) -> None:
+    """Random tensors in the layout of turbo's file; and one that would run a stranger's code."""
+    good, bad = folder / "good.pt", folder / "bad.pt"
+    made = subprocess.run(
+        [sys.executable, "-c", MAKE_PT, str(good), str(bad)],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    server.send = good.read_bytes()
+    server.claim = len(server.send)
+    row = {"file": "small.pt", "sha256": _hash(server.send), "bytes": len(server.send) + 999, "about": True}
+    write_catalogue(**row, convert="openai_whisper")
+    fetch(store, ["small"], quiet)
+    about = models.verify(store, "small")
+    assert about.dims == {"n_mels": 80, "n_text_layer": 1} and left_over(store) == []
+    kept = load_file(models.available(store, "small") / about.file)
+    assert sorted(kept) == ["decoder.mask.t", "encoder.conv1.weight"]
+    assert kept["encoder.conv1.weight"].tobytes() + kept["decoder.mask.t"].tobytes() == made.stdout
+    argv = [sys.executable, "-m", "workers.convert", "openai_whisper", str(bad), str(folder / "out")]
+    done = subprocess.run(argv, env=clean_environment(), capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1 and "not a checkpoint of openai-whisper" in done.stderr
+    assert "Traceback" not in done.stderr and not (folder / "bad.pt.ran").exists()

@@ -1,4 +1,4 @@
-"""`python -m workers.quantize SOURCE FOLDER`: a causal language model's weights in 4 bits (nf4), packed and stored once.
+"""`python -m workers.quantize SOURCE FOLDER`: weights of a language model in 4 bits (nf4), packed and stored once.
 
 In: a stored model in the layout of transformers. Out: FOLDER/model.safetensors as bitsandbytes and transformers write
 it (packed weights beside their scales), config.json that says so, and the other files. One matrix at a time, on the
