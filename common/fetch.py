@@ -262,6 +262,5 @@ def _quantise(m: Model, home: Path, files: Path, work: Path, echo: Echo) -> Stor
     _child(m, "quantised", ["workers.quantize", str(home / m.base), str(files)], work, echo)
     base = stored(home / m.base)
     others = {n: sha256(files / n) for n in _names(files) if n not in ("model.json", "model.safetensors")}
-    return _record(
-        m, files / "model.safetensors", source=f"{m.base} ({base.source})", revision=base.revision, files=others
-    )
+    about = {"source": f"{m.base} ({base.source})", "raw_sha256": base.raw_sha256, "revision": base.revision}
+    return _record(m, files / "model.safetensors", files=others, **about)

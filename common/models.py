@@ -221,10 +221,10 @@ def problem(m: Model, folder: Path, check: bool) -> str:
 
 def _other_revision(m: Model, about: Stored) -> bool:
     """The catalogue names a commit or a hash that what is here does not have; a branch is content with any of it."""
-    if not m.repository or m.base:
+    if not m.repository:
         return False
     fixed = COMMIT.fullmatch(m.repository.revision)
+    if fixed and about.revision not in ("", fixed[0]):
+        return True
     known = {about.file: about.sha256} | about.files
-    return bool(fixed and about.revision not in ("", fixed[0])) or any(
-        known.get(n) != h for n, h in m.repository.sha256.items()
-    )
+    return not m.base and any(known.get(n) != h for n, h in m.repository.sha256.items())

