@@ -1,4 +1,4 @@
-"""Commands that look after what is kept: models, streams and keys. `common/cli.py` adds them to `swapscribe`.
+"""Commands that look after what is kept and where: models, streams, keys, doctor. `common/cli.py` adds them.
 
 Content is changed only by events and requests to the feed, so a killed command is simply given again.
 """
@@ -6,6 +6,7 @@ Content is changed only by events and requests to the feed, so a killed command 
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -256,28 +257,52 @@ def models() -> None:
 @models.command("list")
 @click.pass_obj
 def models_list(given: Given) -> None:
-    """All models we know, and which are here."""
+    """All models we know and which are here; then the profiles, and what each needs."""
     from common import models as store
+    from common import profiles
 
     settings = given.settings()
-    for m in store.catalogue().values():
-        try:
-            state = str(store.available(settings, m.name))
-        except UserError as e:
-            state = "not here" if "is not there" in str(e) else str(e)
+    variants = [n for p in profiles.table() for n in store.of_profile(p) if n.endswith(".nf4")]
+    for name in dict.fromkeys([*store.catalogue(), *variants]):
+        m = store.model(name)
+        wrong = store.problem(m, settings.cache / "models" / name, check=False)
+        state = "not here" if "is not there" in wrong else wrong or str(settings.cache / "models" / name)
         languages = "many languages" if "*" in m.languages else " ".join(m.languages) or "any language"
         sets = f", set {', '.join(m.sets)}" if m.sets else ""
-        click.echo(f"{m.name:<12} {m.task}, {languages}, {m.bytes / 1e6:.0f} MB, {m.licence}{sets}: {state}")
+        gate = ", licence to accept" if m.repository and m.repository.gated else ""
+        size = f"{'about ' * m.about}{m.bytes / 1e6:.0f} MB"
+        click.echo(f"{name:<20} {m.task}, {languages}, {m.dtype}, {size}, {m.licence}{gate}{sets}: {state}")
+    for p, profile in profiles.table().items():
+        click.echo(f"\nprofile {p}: {profile.doc}")
+        needed = store.of_profile(p)
+        click.echo(f"  needs {', '.join(_with_state(settings, n) for n in needed)}")
+        if profile.later:
+            click.echo(f"  and when their workers exist: {', '.join(_with_state(settings, n) for n in profile.later)}")
+
+
+def _with_state(settings: Settings, name: str) -> str:
+    from common import models as store
+
+    return f"{name} ({'not here' if store.missing(settings, [name]) else 'here'})"
 
 
 @models.command("fetch")
 @click.argument("names", nargs=-1)
 @click.pass_obj
 def models_fetch(given: Given, names: tuple[str, ...]) -> None:
-    """Get models by name or set (none named: the embedded set); what is here and whole is left alone."""
-    from common import models as store
+    """Get models by name, set or profile (none named: the embedded set; auto: the profile for this machine).
 
-    store.fetch(given.settings(), names, click.echo)
+    What is here and whole is left alone; what an interrupted fetch has got is continued.
+    """
+    from common import auto
+    from common.fetch import fetch
+
+    settings = given.settings()
+    if "auto" in names:
+        pick = auto.resolve(given.settings, ask_hub=True)
+        click.echo(f"profile {pick.name}: {pick.why}")
+        names = tuple(pick.name if n == "auto" else n for n in names)
+    fetch(settings, names, click.echo)
 
 
 @models.command("verify")
@@ -297,3 +322,24 @@ def models_verify(given: Given, names: tuple[str, ...]) -> None:
             bad.append(str(e))
     if bad:
         raise UserError("; ".join(bad))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="rows and findings as JSON")
+@click.option("--measure", is_flag=True, help="measure the link to a CUDA card (takes seconds, and its memory)")
+@click.pass_obj
+def doctor(given: Given, as_json: bool, measure: bool) -> None:
+    """What of this machine fits or hinders, and what to do. Status 1 when something will not work."""
+    import msgspec
+
+    from common.doctor import judge, text
+    from common.facts import gather
+
+    facts = gather(given.settings, measure)
+    rows = judge(facts)
+    if as_json:
+        click.echo(msgspec.json.encode({"rows": rows, "facts": facts}))
+    else:
+        for line in text(rows):
+            click.echo(line)
+    sys.exit(1 if any(r.verdict == "bad" for r in rows) else 0)
