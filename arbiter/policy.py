@@ -33,6 +33,7 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     bytes: int = 0  # counted
     want_bytes: int = 0
+    least_bytes: int = 0  # it can do with so many; 0: with no fewer than it wants
     lane: str = "live"
     since_s: float = 0.0  # when it began to want
     ready: bool = False  # its newest lease is carried out
@@ -113,7 +114,8 @@ class _Decision:
         self.wakes: list[float] = []
         self.waits: dict[Incarnation, str] = {}
         self.room = max(0, view.cap_bytes - sum(w.bytes for w in view.workers if w.state is LOST))
-        able = [w for w in view.workers if w.state not in (LOST, RECLAIMING, KILLED) and w.want_bytes > 0]
+        self.workers = [self._modest(w) for w in view.workers]
+        able = [w for w in self.workers if w.state not in (LOST, RECLAIMING, KILLED) and w.want_bytes > 0]
         self.refused = [w for w in able if w.want_bytes > self.room]
         for w in self.refused:
             self.waits[w.who] = (
@@ -141,6 +143,13 @@ class _Decision:
             since_s = running[0].granted_at_s
             found = Burst(who=running[0].who, began_s=since_s, held_s=since_s, cost_s=2 * running[0].load_s)
             self.memory = msgspec.structs.replace(self.memory, burst=found)
+
+    def _modest(self, w: Worker) -> Worker:
+        """What it wants, or all there is if it can do with that. Who has something in between keeps it: no resizing."""
+        if not w.least_bytes or w.want_bytes <= self.room:
+            return w
+        size = w.bytes if w.state is GRANTED and w.least_bytes <= w.bytes <= w.want_bytes else self.room
+        return msgspec.structs.replace(w, want_bytes=size) if size >= w.least_bytes else w
 
     def plan(self) -> Plan:
         burst, free_ride = self._burst()
@@ -256,7 +265,7 @@ class _Decision:
         if was and running and not ended and burst and burst.state is GRANTED and was.held_s == inf:
             self.memory = change(self.memory, burst=change(was, held_s=burst.granted_at_s))
         if burst and go and not (running and was):
-            leaves = [] if free_ride else [w for w in self.view.workers if w.state is GRANTED and w.who != burst.who]
+            leaves = [] if free_ride else [w for w in self.workers if w.state is GRANTED and w.who != burst.who]
             leaves = leaves if sum(w.bytes for w in leaves) + burst.want_bytes > self.room else []
             cost = burst.load_s + burst.offload_s + sum(w.load_s + w.offload_s for w in leaves) if leaves else 0.0
             began = Burst(who=burst.who, began_s=self.now, cost_s=cost)
@@ -302,7 +311,7 @@ class _Decision:
 
     def _revocations(self, target: list[Worker], burst: Worker | None, ended: bool) -> list[tuple[Incarnation, str]]:
         out = []
-        for w in self.view.workers:
+        for w in self.workers:
             if w.state is not GRANTED or w in self.stays or w.want_bytes == 0:
                 continue  # (who wants nothing is revoked by the ledger)
             if w.off_until_s > self.now:
@@ -323,10 +332,10 @@ class _Decision:
     ) -> tuple[Incarnation, int, float] | None:
         """The first of the target that is not there, if its bytes are free and nobody else is loading."""
         patience_s = self.set.stuck_after_s  # one that never loads does not keep the others from it
-        loads = [w for w in self.view.workers if w.state is GRANTED and not w.ready]
+        loads = [w for w in self.workers if w.state is GRANTED and not w.ready]
         self.wakes += [w.granted_at_s + patience_s for w in loads]
         loads = [w for w in loads if self.now < w.granted_at_s + patience_s]
-        counted = sum(w.bytes for w in self.view.workers)
+        counted = sum(w.bytes for w in self.workers)
         found = None
         for w in target:
             if w.state is GRANTED:
@@ -334,7 +343,7 @@ class _Decision:
             if found is None and w.state is FREE and not loads and counted + w.want_bytes <= self.view.cap_bytes:
                 hold = self.set.max_hold_s if w is burst and not free_ride and not w.pinned else 0.0
                 found = (w.who, w.want_bytes, hold)
-            busy = [x for x in self.view.workers if x.state is not FREE and x.state is not GRANTED and x is not w]
+            busy = [x for x in self.workers if x.state is not FREE and x.state is not GRANTED and x is not w]
             why = f"{loads[0].name} is loading" if loads else f"{busy[0].name} has not given back" if busy else "next"
             self.waits.setdefault(w.who, why)
             loads = loads or [w]
@@ -343,7 +352,7 @@ class _Decision:
     def _phase(
         self, burst: Worker | None, go: bool, free_ride: bool, ended: str, target: list[Worker]
     ) -> tuple[str, str]:
-        dying = [w for w in self.view.workers if w.state not in (FREE, GRANTED, State.REVOKED)]
+        dying = [w for w in self.workers if w.state not in (FREE, GRANTED, State.REVOKED)]
         missing = [w for w in target if w.state is not GRANTED or not w.ready]
         back = [w for w in self.live if w.state is GRANTED and w.ready]
         if self.memory.returning and len(back) == len(self.live):

@@ -84,6 +84,7 @@ def _worker(row: Row, notes: Notes) -> Worker:
         state=row.state,
         bytes=row.counted,
         want_bytes=s.wants.bytes,
+        least_bytes=s.wants.least_bytes,
         lane=s.wants.lane,
         since_s=_since_s(row, notes),
         ready=ready(row),

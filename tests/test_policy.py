@@ -79,6 +79,17 @@ def test_one_that_is_refused_more_keeps_what_it_has() -> None:
     assert granted(plan(greedy, off("translator", 10))) == "translator"
 
 
+def test_who_wants_too_much_after_running_out_of_memory_gets_all_there_is() -> None:
+    """Else one transient lack of memory would keep a big model away for good."""
+    grown = burst(17, least_bytes=14 * G)
+    p = plan(on("transcriber", 6, silence_s=2.0), grown)
+    assert leaves(p) == {"transcriber"} and not p.refused
+    assert plan(off("transcriber", 6), grown, memory=RUNNING).grant == (who("summarizer"), CAP, SET.max_hold_s)
+    has = on("summarizer", 15, want_bytes=17 * G, least_bytes=14 * G, lane="burst")
+    assert not plan(has, memory=RUNNING).revoke, "and is not resized for a little more"
+    assert plan(burst(17, least_bytes=17 * G)).refused
+
+
 # free ride
 
 
