@@ -10,7 +10,7 @@ from math import inf
 
 from arbiter.effects import GRANTED
 from arbiter.ledger import Ledger, Row
-from arbiter.policy import Memory, Plan, View, Worker, gib
+from arbiter.view import Memory, Plan, View, Worker, gib
 from common import messages as m
 from common.messages import Incarnation
 from common.settings import GpuSettings

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from arbiter.effects import FREE, GRANTED, LOST, REVOKED
-from arbiter.policy import Burst, Memory, Plan, View, Worker, decide
+from arbiter.policy import decide
+from arbiter.view import Burst, Memory, Plan, View, Worker
 from common.messages import Incarnation
 from common.settings import GpuSettings
 
@@ -320,6 +321,26 @@ def test_a_swap_by_hand_goes_now() -> None:
 
 def test_the_same_view_gives_the_same_plan() -> None:
     assert plan(*STACK, burst()) == plan(*STACK, burst())
+
+
+def test_no_burst_begins_before_those_it_would_push_out_are_there() -> None:
+    """At the start, say: captions come first."""
+    p = plan(off("transcriber", 6), burst())
+    assert granted(p) == "transcriber" and why(p, "summarizer").startswith("transcriber comes first; overdue in")
+    p = plan(on("transcriber", 6, ready=False), burst())
+    assert not p.revoke and why(p, "summarizer").startswith("transcriber comes first")
+    assert granted(plan(off("transcriber", 6), burst(9))) == "transcriber", "nor does a free rider load before it"
+
+
+def test_the_rest_counts_those_who_left_only() -> None:
+    p = plan(*STACK, burst(8))
+    assert p.memory.burst and p.memory.burst.cost_s == 3.0, "the transcriber stayed"
+
+
+def test_a_worker_that_cannot_come_back_does_not_make_the_return_last_for_ever() -> None:
+    over = Memory(returning=True, served_s={"diarizer": NOW - 1.0})
+    p = plan(on("transcriber", 6, silence_s=0.1), off("diarizer", 12), memory=over)
+    assert not p.memory.returning and p.phase == "idle"
 
 
 def test_the_phase_says_when_the_stack_is_back() -> None:
