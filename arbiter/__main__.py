@@ -30,7 +30,8 @@ from arbiter.helper import Helper
 from arbiter.inbox import Inbox
 from arbiter.ledger import Ledger, Limits
 from arbiter.measure import Answer
-from arbiter.policy import Memory, Plan, decide
+from arbiter.policy import decide
+from arbiter.view import Memory, Plan
 from common import card, process, wire
 from common import messages as m
 from common.messages import Incarnation
@@ -82,7 +83,7 @@ class Arbiter:
         self._refused: set[tuple[Incarnation, int]] = set()
         self._troubles = ""
         self._published_at, self._news = -inf, True
-        self._carry(self.ledger.start(now), now)
+        self.carry(self.ledger.start(now), now)
 
     def run(self) -> None:
         rows = len(self.ledger.rows)
@@ -106,7 +107,7 @@ class Arbiter:
             self._died(self.processes.fds[fd], now)
         self._listen(now)
         self._measured(self.helper.turn(now), now)
-        self._carry(self.ledger.tick(now), now)
+        self.carry(self.ledger.tick(now), now)
         self._decide(now)
         if now >= self._published_at + (PUBLISH_APART_S if self._news else SAY_EVERY_S):
             self._publish(now)
@@ -142,11 +143,11 @@ class Arbiter:
         if old is not None and s.residency == "resident" != old.residency:
             took = {"reload_s": round(s.reload_s, 3), "gb_s": round(s.reload_gb_s, 2)}
             self.log.info("resident", worker=who.worker, epoch=s.acted, **took)
-        self._carry(self.ledger.heard(s, now), now)
+        self.carry(self.ledger.heard(s, now), now)
 
     def _died(self, who: Incarnation, now: float) -> None:
         self.processes.forget(who)
-        self._carry(self.ledger.died(who, now), now)
+        self.carry(self.ledger.died(who, now), now)
 
     def _measured(self, answers: list[Answer], now: float) -> None:
         for a in answers:
@@ -156,7 +157,7 @@ class Arbiter:
             self.notes.device, self.notes.used_bytes = a.device, a.used_bytes
             measured = Measured(number=a.number, total_bytes=a.total_bytes, used_bytes=a.used_bytes, by_pid=by_pid)
             before = (self.ledger.total_bytes, self.ledger.foreign_bytes)
-            self._carry(self.ledger.measured(measured), now)
+            self.carry(self.ledger.measured(measured), now)
             after = (self.ledger.total_bytes, self.ledger.foreign_bytes)
             self._news |= before != after
             if before != after:
@@ -194,12 +195,12 @@ class Arbiter:
             self.plan, self.memory = plan, plan.memory
             n = self.ledger.n
             for who, reason in plan.revoke:
-                self._carry(self.ledger.revoke(who, now, reason), now)
+                self.carry(self.ledger.revoke(who, now, reason), now)
             if plan.grant:
                 who, size, hold_s = plan.grant
                 if why := self.ledger.why_not(who, size):
                     plan.waits[who] = why
-                self._carry(self.ledger.grant(who, size, now, hold_s), now)
+                self.carry(self.ledger.grant(who, size, now, hold_s), now)
             self._say_refused(plan)
             if self.ledger.n == n:
                 return
@@ -213,7 +214,7 @@ class Arbiter:
 
     # What goes out
 
-    def _carry(self, effects: list[Effect], now: float) -> None:
+    def carry(self, effects: list[Effect], now: float) -> None:
         """Carry effects out in their order. The first that fails is tried again later; the others wait behind it."""
         self._todo.extend(effects)
         while self._todo and now >= self._blocked_until:

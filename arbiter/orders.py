@@ -12,7 +12,7 @@ import msgspec
 from arbiter import hands, show
 from arbiter.effects import GRANTED, Effect
 from arbiter.ledger import Ledger, Row
-from arbiter.policy import Memory
+from arbiter.view import Memory, Plan
 from common import messages as m
 from common import topology
 from common.process import Process
@@ -29,9 +29,10 @@ class Desk(Protocol):
     ledger: Ledger
     notes: show.Notes
     memory: Memory
+    plan: Plan | None
 
     def state(self, now: float) -> m.GpuState: ...
-    def _carry(self, effects: list[Effect], now: float) -> None: ...
+    def carry(self, effects: list[Effect], now: float) -> None: ...
 
 
 class Swap(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +109,19 @@ class Orders:
         epochs = {r.incarnation.worker: r.epoch for r in leaves}
         if waiting:
             name = waiting[0].incarnation.worker
+            stays = [r for r in self._granted(desk.ledger) if r.incarnation.worker in desk.notes.pins]
+            room = desk.ledger.cap() - sum(r.bytes for r in stays)
+            wants = waiting[0].status.wants if waiting[0].status else m.Want(bytes=0)
+            if (wants.least_bytes or wants.bytes) > room:
+                pins = ", ".join(r.incarnation.worker for r in stays)
+                why = (
+                    f"{pins} is pinned"
+                    if pins
+                    else desk.plan.waits.get(waiting[0].incarnation, "")
+                    if desk.plan
+                    else ""
+                )
+                return m.Refused(reason=f"{name} cannot be served: {why}")
             desk.memory = msgspec.structs.replace(desk.memory, forced=name)
             self._swap = Swap(burst=name, began_s=now, leaves=epochs)
             return m.Done(detail=f"{name} gets the GPU now")
@@ -115,7 +129,7 @@ class Orders:
             return m.Refused(reason="nobody waits for the GPU, and nobody who could leave is on it")
         self._swap = Swap(burst="", began_s=now, leaves=epochs)
         for row in leaves:
-            desk._carry(desk.ledger.revoke(row.incarnation, now, "swap by hand"), now)
+            desk.carry(desk.ledger.revoke(row.incarnation, now, "swap by hand"), now)
         return m.Done(detail=f"nobody waits: {', '.join(epochs)} leaves the GPU and comes back")
 
     def _swapped(self, desk: Desk, now: float) -> m.Answer:

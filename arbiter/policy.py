@@ -12,7 +12,8 @@ from math import inf
 
 import msgspec
 
-from arbiter.effects import FREE, GRANTED, KILLED, LOST, RECLAIMING, State
+from arbiter.effects import FREE, GRANTED, KILLED, LOST, RECLAIMING
+from arbiter.view import Burst, Plan, View, Worker, gib
 from common.messages import Incarnation
 from common.settings import GpuSettings
 from common.topology import COVERAGE_PRODUCER
@@ -22,83 +23,6 @@ KEEP_RELOADS = 10.0
 REST_SWAPS = 9.0  # rest after a burst, in times of what its swap cost: switching takes at most a tenth of the time
 WEIGHT = {COVERAGE_PRODUCER: 4.0, "translator": 2.0}  # what a second without it costs, beside any other worker
 MOST_COMPARED = 10  # live workers, the first by weight: every subset of them is looked at
-GUESS_BYTES_PER_S = 4e9  # of a reload that nobody has measured
-MIB, GIB = 2**20, 2**30
-
-
-class Worker(msgspec.Struct, frozen=True, kw_only=True):
-    """One living incarnation: its row in the ledger and its newest Status."""
-
-    who: Incarnation
-    state: State
-    bytes: int = 0  # counted
-    want_bytes: int = 0
-    lane: str = "live"
-    since_s: float = 0.0  # when it began to want
-    ready: bool = False  # its newest lease is carried out
-    granted_at_s: float = 0.0
-    lag_s: float = 0.0
-    silence_s: float = inf
-    reload_s: float = 0.0
-    offload_s: float = 0.0
-    pinned: bool = False  # a person wants it to stay
-    off_until_s: float = 0.0  # a person wants it to be away
-
-    @property
-    def name(self) -> str:
-        return self.who.worker
-
-    @property
-    def load_s(self) -> float:
-        return self.reload_s or self.want_bytes / GUESS_BYTES_PER_S
-
-
-class Burst(msgspec.Struct, frozen=True, kw_only=True):
-    """The one that has the GPU for a while, from the decision to serve it to its end."""
-
-    who: Incarnation
-    began_s: float
-    held_s: float = inf  # since when it is granted: its time runs from there
-    cost_s: float = 0.0  # of moving everybody there and back; 0: nobody had to leave
-
-
-class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What the policy knows of earlier: handed back to it with the next view."""
-
-    burst: Burst | None = None
-    rest_until_s: float = -inf
-    served_s: dict[str, float] = {}  # worker -> when its last burst ended: its waiting begins there anew
-    lasted_s: dict[str, float] = {}  # and how long it was
-    cuts: dict[str, int] = {}  # worker -> how often its want was cut short
-    returning: bool = False  # those who left for a burst are not all back yet
-    forced: str = ""  # the worker whose burst a person asked for
-    swaps: int = 0
-
-
-class View(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a decision depends on, but the time."""
-
-    workers: tuple[Worker, ...]
-    cap_bytes: int
-    sum_text: str = ""  # how the cap comes about: for people
-    memory: Memory = Memory()
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do now. The next grant is asked for again once the bus is idle."""
-
-    revoke: tuple[tuple[Incarnation, str], ...] = ()
-    grant: tuple[Incarnation, int, float] | None = None  # who, bytes, max_hold_s
-    waits: dict[Incarnation, str] = {}  # why it waits, or cannot be served
-    refused: tuple[Incarnation, ...] = ()  # those whose want can never be served
-    phase: str = "idle"
-    reason: str = ""
-    wake_at_s: float = inf
-    memory: Memory
-
-
-def gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / MIB:.0f} MiB"
 
 
 def decide(view: View, settings: GpuSettings, now: float) -> Plan:
@@ -113,7 +37,8 @@ class _Decision:
         self.wakes: list[float] = []
         self.waits: dict[Incarnation, str] = {}
         self.room = max(0, view.cap_bytes - sum(w.bytes for w in view.workers if w.state is LOST))
-        able = [w for w in view.workers if w.state not in (LOST, RECLAIMING, KILLED) and w.want_bytes > 0]
+        self.workers = [self._modest(w) for w in view.workers]
+        able = [w for w in self.workers if w.state not in (LOST, RECLAIMING, KILLED) and w.want_bytes > 0]
         self.refused = [w for w in able if w.want_bytes > self.room]
         for w in self.refused:
             self.waits[w.who] = (
@@ -142,6 +67,13 @@ class _Decision:
             found = Burst(who=running[0].who, began_s=since_s, held_s=since_s, cost_s=2 * running[0].load_s)
             self.memory = msgspec.structs.replace(self.memory, burst=found)
 
+    def _modest(self, w: Worker) -> Worker:
+        """What it wants, or all there is if it can do with that. Who has something in between keeps it: no resizing."""
+        if not w.least_bytes or w.want_bytes <= self.room:
+            return w
+        size = w.bytes if w.state is GRANTED and w.least_bytes <= w.bytes <= w.want_bytes else self.room
+        return msgspec.structs.replace(w, want_bytes=size) if size >= w.least_bytes else w
+
     def plan(self) -> Plan:
         burst, free_ride = self._burst()
         self.lag_s = max((w.lag_s for w in self.live if w is not burst), default=0.0)
@@ -149,8 +81,8 @@ class _Decision:
         if burst and ended:
             self.waits[burst.who] = ended
         go = burst is not None and not ended and self._goes(burst, free_ride)
-        self._remember(burst, go, free_ride, ended)
-        target = self._target(burst if go else None, burst if ended else None)
+        target = self._target(burst if go else None, burst if ended else None, free_ride)
+        self._remember(burst, go, ended, target)
         revoke = self._revocations(target, burst if go else None, bool(ended))
         grant = None if revoke else self._grant(target, burst if go else None, free_ride)
         phase, reason = self._phase(burst, go, free_ride, ended, target)
@@ -175,7 +107,7 @@ class _Decision:
 
         A live worker that does not fit beside the better ones takes its turn as a burst: else it would never have one.
         """
-        kept = self._keep(self.live, self.room)
+        self.kept = kept = self._keep(self.live, self.room)
         running = [w for w in self.live + self.others if self._runs(w)]
         waiting = [w for w in [*self.others, *(w for w in self.live if w not in kept)] if w.state is not GRANTED]
         candidates = sorted(waiting, key=self._order)
@@ -224,9 +156,12 @@ class _Decision:
         quiet = self.silence_s >= self.set.silence_s or waited >= self.set.patience_s
         late = self.lag_s > self.set.lag_soft_s
         rests = self.now < self.memory.rest_until_s
-        if quiet and not late and not rests:
+        missing = [k for k in self.kept if k is not w and not k.ready]
+        if quiet and not late and not rests and not missing:
             return True
-        if late:
+        if missing:
+            why = f"{missing[0].name} comes first"
+        elif late:
             why = f"captions are {self.lag_s:.1f} s late"
         elif rests:
             why = f"the GPU rests from swapping for {self.memory.rest_until_s - self.now:.0f} s more"
@@ -236,7 +171,7 @@ class _Decision:
         self.wakes += [since + self.set.overdue_s, since + self.set.patience_s, self.memory.rest_until_s]
         return False
 
-    def _remember(self, burst: Worker | None, go: bool, free_ride: bool, ended: str) -> None:
+    def _remember(self, burst: Worker | None, go: bool, ended: str, target: list[Worker]) -> None:
         was, change = self.memory.burst, msgspec.structs.replace
         running = was is not None and burst is not None and burst.who == was.who
         if was is not None and (not running or ended):  # it is done (or dead), cut, or over
@@ -256,8 +191,7 @@ class _Decision:
         if was and running and not ended and burst and burst.state is GRANTED and was.held_s == inf:
             self.memory = change(self.memory, burst=change(was, held_s=burst.granted_at_s))
         if burst and go and not (running and was):
-            leaves = [] if free_ride else [w for w in self.view.workers if w.state is GRANTED and w.who != burst.who]
-            leaves = leaves if sum(w.bytes for w in leaves) + burst.want_bytes > self.room else []
+            leaves = [w for w in self.live if w.state is GRANTED and w not in target]
             cost = burst.load_s + burst.offload_s + sum(w.load_s + w.offload_s for w in leaves) if leaves else 0.0
             began = Burst(who=burst.who, began_s=self.now, cost_s=cost)
             swaps = self.memory.swaps + bool(leaves)
@@ -278,7 +212,7 @@ class _Decision:
                     best, least = fixed + list(some), cost
         return best
 
-    def _target(self, burst: Worker | None, ended: Worker | None) -> list[Worker]:
+    def _target(self, burst: Worker | None, ended: Worker | None, free_ride: bool) -> list[Worker]:
         """Everybody who should be there, in the order in which they are granted."""
         first = [burst] if burst else []
         left = self.room - sum(w.want_bytes for w in first)
@@ -287,7 +221,8 @@ class _Decision:
         live = [w for w in self.live if w not in first]
         kept = self._keep(live, left)
         left -= sum(w.want_bytes for w in kept)
-        out = first + pinned + [w for w in live if w in kept]
+        out = pinned + [w for w in live if w in kept]
+        out = out + first if free_ride else first + out
         for w in live:
             if w not in kept:
                 beside = ", ".join(x.name for x in out)
@@ -302,11 +237,13 @@ class _Decision:
 
     def _revocations(self, target: list[Worker], burst: Worker | None, ended: bool) -> list[tuple[Incarnation, str]]:
         out = []
-        for w in self.view.workers:
-            if w.state is not GRANTED or w in self.stays or w.want_bytes == 0:
+        for w in self.workers:
+            if w.state is not GRANTED or w.want_bytes == 0:
                 continue  # (who wants nothing is revoked by the ledger)
             if w.off_until_s > self.now:
                 out.append((w.who, "evicted by hand"))
+            elif w in self.stays:
+                continue
             elif w not in target:
                 stays_until = w.granted_at_s + max(KEEP_AT_LEAST_S, KEEP_RELOADS * w.load_s)
                 if burst or ended or w.lane != "live" or self.now >= stays_until:
@@ -323,10 +260,10 @@ class _Decision:
     ) -> tuple[Incarnation, int, float] | None:
         """The first of the target that is not there, if its bytes are free and nobody else is loading."""
         patience_s = self.set.stuck_after_s  # one that never loads does not keep the others from it
-        loads = [w for w in self.view.workers if w.state is GRANTED and not w.ready]
+        loads = [w for w in self.workers if w.state is GRANTED and not w.ready]
         self.wakes += [w.granted_at_s + patience_s for w in loads]
         loads = [w for w in loads if self.now < w.granted_at_s + patience_s]
-        counted = sum(w.bytes for w in self.view.workers)
+        counted = sum(w.bytes for w in self.workers)
         found = None
         for w in target:
             if w.state is GRANTED:
@@ -334,7 +271,7 @@ class _Decision:
             if found is None and w.state is FREE and not loads and counted + w.want_bytes <= self.view.cap_bytes:
                 hold = self.set.max_hold_s if w is burst and not free_ride and not w.pinned else 0.0
                 found = (w.who, w.want_bytes, hold)
-            busy = [x for x in self.view.workers if x.state is not FREE and x.state is not GRANTED and x is not w]
+            busy = [x for x in self.workers if x.state is not FREE and x.state is not GRANTED and x is not w]
             why = f"{loads[0].name} is loading" if loads else f"{busy[0].name} has not given back" if busy else "next"
             self.waits.setdefault(w.who, why)
             loads = loads or [w]
@@ -343,10 +280,9 @@ class _Decision:
     def _phase(
         self, burst: Worker | None, go: bool, free_ride: bool, ended: str, target: list[Worker]
     ) -> tuple[str, str]:
-        dying = [w for w in self.view.workers if w.state not in (FREE, GRANTED, State.REVOKED)]
+        dying = [w for w in self.workers if w.state in (KILLED, RECLAIMING) and w.bytes]
         missing = [w for w in target if w.state is not GRANTED or not w.ready]
-        back = [w for w in self.live if w.state is GRANTED and w.ready]
-        if self.memory.returning and len(back) == len(self.live):
+        if self.memory.returning and not any(w in self.live for w in missing):
             self.memory = msgspec.structs.replace(self.memory, returning=False)
         if dying:
             return "reclaiming", f"{dying[0].name} is {dying[0].state}; its {gib(dying[0].bytes)} are not free yet"

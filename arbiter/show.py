@@ -10,7 +10,7 @@ from math import inf
 
 from arbiter.effects import GRANTED
 from arbiter.ledger import Ledger, Row
-from arbiter.policy import Memory, Plan, View, Worker, gib
+from arbiter.view import Memory, Plan, View, Worker, gib
 from common import messages as m
 from common.messages import Incarnation
 from common.settings import GpuSettings
@@ -84,6 +84,7 @@ def _worker(row: Row, notes: Notes) -> Worker:
         state=row.state,
         bytes=row.counted,
         want_bytes=s.wants.bytes,
+        least_bytes=s.wants.least_bytes,
         lane=s.wants.lane,
         since_s=_since_s(row, notes),
         ready=ready(row),

@@ -406,6 +406,7 @@ class Want(Struct, frozen=True, kw_only=True):
     """What a worker needs of the GPU: `bytes` 0 means nothing. `since_s` is CLOCK_MONOTONIC, one for the machine."""
 
     bytes: int
+    least_bytes: int = 0  # it can do with so many, should `bytes` never be free; 0: with no fewer than `bytes`
     lane: str = "live"  # live | burst | batch
     since_s: float = 0.0
 

@@ -119,6 +119,17 @@ def test_out_of_memory_kills_nobody_and_is_wanted_again(gpu: Gpu) -> None:
     assert len(epochs) == 2 and epochs[1] > epochs[0], "a second grant"
 
 
+def test_out_of_memory_on_a_nearly_full_card_is_no_refusal_for_ever(gpu: Gpu) -> None:
+    """It wants a quarter more than its peak then, and that is more than there is: it gets all there is."""
+    arbiter = gpu.arbiter()
+    worker = gpu.worker("summarizer", want_mib=900, lane="burst")
+    gpu.has("summarizer")
+    gpu.script("summarizer", want_mib=901, lane="burst", ooms=1)  # another size: revoked, and granted anew
+    said(worker, "out of memory")
+    gpu.has("summarizer")
+    assert gpu.state().counted_bytes == (CARD_MIB - MARGIN_MIB) * MIB and '"refused"' not in arbiter.output()
+
+
 def test_a_killed_arbiter_comes_back_in_the_middle_of_a_swap(gpu: Gpu) -> None:
     """Ten kills at different moments: epochs rise, nobody is ever over the cap, the swap ends as if nothing was."""
     arbiter = gpu.arbiter()

@@ -122,7 +122,7 @@ def test_orders_by_hand(gpu: Gpu) -> None:
     assert "is pinned" in cli("gpu", "evict", "transcriber", fails=True)
     gpu.worker("summarizer", want_mib=900, lane="burst", works_s=0.2)
     gpu.until(lambda s: "is pinned" in s["summarizer"].reason if "summarizer" in s else False)
-    assert "nobody who could leave" not in cli("gpu", "status")
+    assert "summarizer cannot be served: transcriber is pinned" in cli("gpu", "swap", fails=True)
     cli("gpu", "unpin", "transcriber")
     gpu.has("summarizer")
     gpu.has("transcriber")

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from arbiter.effects import FREE, GRANTED, LOST, REVOKED
-from arbiter.policy import Burst, Memory, Plan, View, Worker, decide
+from arbiter.policy import decide
+from arbiter.view import Burst, Memory, Plan, View, Worker
 from common.messages import Incarnation
 from common.settings import GpuSettings
 
@@ -77,6 +78,17 @@ def test_one_that_is_refused_more_keeps_what_it_has() -> None:
     p = plan(greedy, off("translator", 11))
     assert not p.revoke and not p.grant, "its 6 are not anybody's"
     assert granted(plan(greedy, off("translator", 10))) == "translator"
+
+
+def test_who_wants_too_much_after_running_out_of_memory_gets_all_there_is() -> None:
+    """Else one transient lack of memory would keep a big model away for good."""
+    grown = burst(17, least_bytes=14 * G)
+    p = plan(on("transcriber", 6, silence_s=2.0), grown)
+    assert leaves(p) == {"transcriber"} and not p.refused
+    assert plan(off("transcriber", 6), grown, memory=RUNNING).grant == (who("summarizer"), CAP, SET.max_hold_s)
+    has = on("summarizer", 15, want_bytes=17 * G, least_bytes=14 * G, lane="burst")
+    assert not plan(has, memory=RUNNING).revoke, "and is not resized for a little more"
+    assert plan(burst(17, least_bytes=17 * G)).refused
 
 
 # free ride
@@ -309,6 +321,26 @@ def test_a_swap_by_hand_goes_now() -> None:
 
 def test_the_same_view_gives_the_same_plan() -> None:
     assert plan(*STACK, burst()) == plan(*STACK, burst())
+
+
+def test_no_burst_begins_before_those_it_would_push_out_are_there() -> None:
+    """At the start, say: captions come first."""
+    p = plan(off("transcriber", 6), burst())
+    assert granted(p) == "transcriber" and why(p, "summarizer").startswith("transcriber comes first; overdue in")
+    p = plan(on("transcriber", 6, ready=False), burst())
+    assert not p.revoke and why(p, "summarizer").startswith("transcriber comes first")
+    assert granted(plan(off("transcriber", 6), burst(9))) == "transcriber", "nor does a free rider load before it"
+
+
+def test_the_rest_counts_those_who_left_only() -> None:
+    p = plan(*STACK, burst(8))
+    assert p.memory.burst and p.memory.burst.cost_s == 3.0, "the transcriber stayed"
+
+
+def test_a_worker_that_cannot_come_back_does_not_make_the_return_last_for_ever() -> None:
+    over = Memory(returning=True, served_s={"diarizer": NOW - 1.0})
+    p = plan(on("transcriber", 6, silence_s=0.1), off("diarizer", 12), memory=over)
+    assert not p.memory.returning and p.phase == "idle"
 
 
 def test_the_phase_says_when_the_stack_is_back() -> None:

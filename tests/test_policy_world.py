@@ -15,7 +15,8 @@ import pytest
 from arbiter import effects as e
 from arbiter import show
 from arbiter.ledger import Ledger, Limits
-from arbiter.policy import Memory, decide
+from arbiter.policy import decide
+from arbiter.view import Memory
 from common.messages import Incarnation, Want
 from common.settings import GpuSettings
 from workers.lease import NOTHING, Holder
