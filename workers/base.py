@@ -105,9 +105,10 @@ class Runner:
         self.holder.place = Place(residency="offloaded")
         known = self._calibrations().get(self._key(device))
         tenant.need_bytes = residency.weights_bytes * 5 // 4 + FIRST_WORKING_BYTES
+        tenant.least_bytes = residency.weights_bytes + self.worker.working_bytes() + SLACK_BYTES
         self._calibrating = known is None
         if known:
-            tenant.need_bytes = known.weights_bytes + known.working_bytes + SLACK_BYTES
+            tenant.need_bytes, tenant.least_bytes = known.weights_bytes + known.working_bytes + SLACK_BYTES, 0
             tenant.pieces.add(known.step_s)
             tenant.offloads.add(known.offload_s)
         self.log.info(
@@ -223,7 +224,7 @@ class Runner:
         )
         with contextlib.suppress(OSError):  # disk full: the next start measures again
             self._calibrations().put(self._key(tenant.device), found)
-        tenant.need_bytes = weights + working + SLACK_BYTES
+        tenant.need_bytes, tenant.least_bytes = weights + working + SLACK_BYTES, 0
         self._calibrating = False
         ms = {"reload_ms": round(tenant.reload_s * 1000, 1), "step_ms": round(step_s * 1000)}
         self.log.info("calibrated", working_mib=working >> 20, **ms)

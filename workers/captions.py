@@ -1,4 +1,4 @@
-"""Pure judgement on what a decoder made of a sound: is it a loop, an echo of the prompt, and where do its words end?"""
+"""Pure judgement on what a decoder made of a sound: is it a loop, an echo of its prompt, where do its words end?"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from common import messages as m
 
 TAIL_SAMPLES = m.SAMPLE_RATE * 2 // 5  # alignment ends the last word early by up to this
 FRAME_SAMPLES = m.SAMPLE_RATE // 100  # sound is looked for in frames of 10 ms
+RUN = 3  # words: fewer in a row are alike by chance
 Floats = npt.NDArray[np.float32]
 _WORD = re.compile(r"\w+")
 
@@ -54,6 +55,18 @@ def echoes(text: str, prompt: str) -> bool:
     speech, where the prompt is all that the decoder goes by."""
     said, given = (f" {' '.join(_WORD.findall(s.lower()))} " for s in (text, prompt))
     return given in said or (said in given and said.count(" ") > 3)
+
+
+def repeats(text: str, before: str) -> bool:
+    """True when more than half of the words of `text` lie in runs of three or more that stand in `before` too: people
+    say a thing twice, and a decoder that hears no speech says again what it was given as the text before."""
+    said, given = _WORD.findall(text.lower()), _WORD.findall(before.lower())
+    runs = {tuple(given[i : i + RUN]) for i in range(len(given) - RUN + 1)}
+    shared = set[int]()
+    for i in range(len(said) - RUN + 1):
+        if tuple(said[i : i + RUN]) in runs:
+            shared.update(range(i, i + RUN))
+    return 2 * len(shared) > len(said)
 
 
 def looping(text: str) -> bool:

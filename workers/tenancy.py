@@ -56,7 +56,7 @@ class Tenant:
     ) -> None:
         self.holder, self.device, self.residency, self.log = holder, device, residency, log
         self.changed = changed  # called on the work thread whenever a Status would say something new
-        self.need_bytes = 0
+        self.need_bytes = self.least_bytes = 0  # what to want, and what would do
         self.stepped_at_s = 0.0
         self.pieces, self.offloads = Durations(), Durations()
         self.reload_s = self.reload_gb_s = self.revoke_s = 0.0
@@ -75,7 +75,8 @@ class Tenant:
         elif before.bytes == self.need_bytes and before.lane == lane:
             return
         else:
-            after = Want(bytes=self.need_bytes, lane=lane, since_s=before.since_s if before.bytes else now)
+            since_s = before.since_s if before.bytes else now
+            after = Want(bytes=self.need_bytes, least_bytes=self.least_bytes, lane=lane, since_s=since_s)
         if after != before:
             self.holder.want = after
             self.changed()
@@ -199,7 +200,7 @@ class Tenant:
         peak = int(self.device.peak_bytes)
         self._offload()
         self.holder.out_of_memory(max(peak, self.residency.weights_bytes), time.monotonic())
-        self.need_bytes = self.holder.want.bytes
+        self.need_bytes, self.least_bytes = self.holder.want.bytes, self.holder.want.least_bytes
         if self.holder.ooms in (1, 3) or self.holder.ooms % 10 == 0:
             self.log.warning(
                 "out of GPU memory; offloaded, tried again later with more",

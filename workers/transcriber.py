@@ -20,7 +20,7 @@ from common.process import Process, arguments, main
 from common.settings import TranscriberSettings, UserError
 from workers._torch import set_up
 from workers.base import Runner
-from workers.captions import echoes, looping, loud, snapped
+from workers.captions import echoes, looping, loud, repeats, snapped
 from workers.hearing import Hearing, Work
 from workers.steps import Step
 from workers.utterances import State, Utterances, unpack
@@ -198,7 +198,11 @@ class Transcriber(Hearing):
         )
 
     def _decode(self, model: Any, features: Floats, first: int, prompt: tuple[int, ...]) -> Pieces[Any]:
-        """Greedy with the prompt, then without it (it is what loops feed on), then warmer and warmer."""
+        """Greedy with the prompt, then without it (it is what loops feed on), then warmer and warmer.
+
+        Where nobody speaks, the decoder is sure of what the prompt tells it. So what repeats the text before counts
+        only when it is heard without that text, and what may be no speech only when it is heard without any prompt.
+        """
         lead = self._first_prompt()
         tries = [(TEMPERATURES[0], lead + prompt)] + [(t, lead) for t in (TEMPERATURES if prompt else TEMPERATURES[1:])]
         result = None
@@ -219,9 +223,12 @@ class Transcriber(Hearing):
             unsure = result.avg_logprob < self.s.logprob_threshold
             if quiet and unsure:
                 break
-            if context and echoes(result.text, self.s.first_prompt):
+            if context and (quiet or echoes(result.text, self.s.first_prompt)):
                 tries = [(t, ()) for t in TEMPERATURES]  # what it says again without any prompt was really said
-            elif not (unsure or result.compression_ratio > self.s.compression_ratio_threshold):
+                continue
+            if len(context) > len(lead) and repeats(result.text, self._tokenizer(result.language).decode(prompt)):
+                continue
+            if not (unsure or result.compression_ratio > self.s.compression_ratio_threshold):
                 break
         return result
 
