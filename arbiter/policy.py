@@ -37,6 +37,7 @@ class _Decision:
         self.wakes: list[float] = []
         self.waits: dict[Incarnation, str] = {}
         self.room = max(0, view.cap_bytes - sum(w.bytes for w in view.workers if w.state is LOST))
+        self.crowded = sum(max(w.want_bytes, w.bytes) for w in view.workers if w.lane == "live") > self.room
         self.workers = [self._modest(w) for w in view.workers]
         able = [w for w in self.workers if w.state not in (LOST, RECLAIMING, KILLED) and w.want_bytes > 0]
         self.refused = [w for w in able if w.want_bytes > self.room]
@@ -68,10 +69,15 @@ class _Decision:
             self.memory = msgspec.structs.replace(self.memory, burst=found)
 
     def _modest(self, w: Worker) -> Worker:
-        """What it wants, or all there is if it can do with that. Who has something in between keeps it: no resizing."""
-        if not w.least_bytes or w.want_bytes <= self.room:
+        """What it wants; or all there is, or the least where the live ones crowd, if it can do with that.
+
+        Who has something in between keeps it: no resizing.
+        """
+        if not w.least_bytes:
             return w
-        size = w.bytes if w.state is GRANTED and w.least_bytes <= w.bytes <= w.want_bytes else self.room
+        size = w.least_bytes if self.crowded and w.lane == "live" else min(w.want_bytes, self.room)
+        if w.state is GRANTED and w.least_bytes <= w.bytes <= w.want_bytes:
+            size = w.bytes
         return msgspec.structs.replace(w, want_bytes=size) if size >= w.least_bytes else w
 
     def plan(self) -> Plan:

@@ -91,6 +91,16 @@ def test_who_wants_too_much_after_running_out_of_memory_gets_all_there_is() -> N
     assert plan(burst(17, least_bytes=17 * G)).refused
 
 
+def test_live_workers_that_have_not_been_measured_share_where_their_guesses_do_not_fit() -> None:
+    """Else the guesses of three that fit together would throw each other out until each has been measured."""
+    guess = [off(n, 9, least_bytes=k * G) for n, k in (("transcriber", 6), ("translator", 5), ("diarizer", 3))]
+    p = plan(*guess)
+    assert p.grant and p.grant[:2] == (who("transcriber"), 6 * G)
+    p = plan(on("transcriber", 6, want_bytes=9 * G, least_bytes=6 * G), *guess[1:])
+    assert p.grant and p.grant[:2] == (who("translator"), 5 * G) and not p.revoke
+    assert plan(guess[0]).grant == (who("transcriber"), 9 * G, 0.0), "alone it gets what it wants"
+
+
 # free ride
 
 

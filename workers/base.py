@@ -51,7 +51,7 @@ class Runner:
         self.holder = Holder(me)
         self.control = Control(self)
         self._next_look = 0.0
-        self._calibrating = False
+        self.calibrating = False
 
     def run(self) -> None:
         self.control.start()
@@ -73,7 +73,7 @@ class Runner:
                 self._next_look = now + LOOK_EVERY_S
                 self.worker.look(self, now)
             self._want()
-            if self._calibrating and self.tenant.ready:
+            if self.calibrating and self.tenant.ready:
                 self._calibrate()
             elif self.worker.turn(self):
                 self.control.changed()  # how late we are, and where
@@ -106,7 +106,7 @@ class Runner:
         known = self._calibrations().get(self._key(device))
         tenant.need_bytes = residency.weights_bytes * 5 // 4 + FIRST_WORKING_BYTES
         tenant.least_bytes = residency.weights_bytes + self.worker.working_bytes() + SLACK_BYTES
-        self._calibrating = known is None
+        self.calibrating = known is None
         if known:
             tenant.need_bytes, tenant.least_bytes = known.weights_bytes + known.working_bytes + SLACK_BYTES, 0
             tenant.pieces.add(known.step_s)
@@ -125,7 +125,7 @@ class Runner:
     @property
     def ready(self) -> bool:
         """The model is on the device and may be used until the step's end."""
-        return self.tenant is not None and self.tenant.ready and not self._calibrating
+        return self.tenant is not None and self.tenant.ready and not self.calibrating
 
     def carry(self, pieces: Iterator[None], working_bytes: int) -> bool:
         """Run a step piece by piece. False: the GPU had to be given back first, or was too small; nothing has moved."""
@@ -194,7 +194,7 @@ class Runner:
         """Live workers want the model always, burst workers when there is something to do."""
         assert self.tenant
         lane = self.worker.lane if self.worker.lane == "live" or self.worker.needs_model() else ""
-        self.tenant.want(lane or ("batch" if self._calibrating else ""))
+        self.tenant.want(lane or ("batch" if self.calibrating else ""))
 
     def _calibrations(self) -> Calibrations:
         return Calibrations(self.settings.data / "calibration.json")
@@ -225,7 +225,7 @@ class Runner:
         with contextlib.suppress(OSError):  # disk full: the next start measures again
             self._calibrations().put(self._key(tenant.device), found)
         tenant.need_bytes, tenant.least_bytes = weights + working + SLACK_BYTES, 0
-        self._calibrating = False
+        self.calibrating = False
         ms = {"reload_ms": round(tenant.reload_s * 1000, 1), "step_ms": round(step_s * 1000)}
         self.log.info("calibrated", working_mib=working >> 20, **ms)
         self._want()

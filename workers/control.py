@@ -90,6 +90,8 @@ class Control:
     def _status(self, now: float) -> m.Status:
         r, t = self.runner, self.runner.tenant
         figures = {} if t is None else t.status()
+        if r.calibrating:  # its longest piece is not known yet: the arbiter must be patient
+            figures["step_p99_s"] = 0.0
         return r.holder.status(
             now,
             waiting=t is not None and t.residency.resident and r.phase != "appending" and r.worker.needs_model(),
