@@ -93,7 +93,7 @@ help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
 
 .PHONY: run-all
-run-all: $(DONE)/packages $(DONE)/mic model-files ## set up what is missing, start everything, print captions; Ctrl-C stops it
+run-all: $(DONE)/packages $(DONE)/mic $(DONE)/gpu model-files ## set up what is missing, start everything, print captions; Ctrl-C stops it
 	@exec $(BIN)/swapscribe run-all $(ARGS)
 
 .PHONY: test
@@ -190,6 +190,14 @@ $(DONE)/test-packages: $(DONE)/packages
 $(DONE)/dev-packages: $(DONE)/packages
 	@$(FUNCTIONS)
 	install "packages for lint" -e '.[dev]'
+	touch $@
+
+# Optional, and only where there is an NVIDIA card: 4-bit weights. Whatever happens here is one line, tried once.
+$(DONE)/gpu: $(DONE)/packages
+	@$(FUNCTIONS)
+	if [ -e /dev/nvidiactl ]; then
+	  (install "packages for 4-bit weights (an NVIDIA card is here)" -e '.[gpu]') || say "4-bit weights: not available, everything else is"
+	fi
 	touch $@
 
 # Optional: whatever happens here is one line, is tried once, and nothing else waits for it.

@@ -84,9 +84,10 @@ def ours(folder: Path, audio: np.ndarray[Any, np.dtype[np.int16]], model: str) -
     while client.last_beat is None:
         client.poll(1.0)
     feed_cpu = cpu_s(feed.pid)
+    arbiter = start("arbiter", settings, folder / "arbiter.log")
     log = folder / "transcriber.log"
     worker = start("workers.transcriber", settings, log)
-    while not log.exists() or "model loaded" not in log.read_text():
+    while not log.exists() or '"granted"' not in log.read_text().partition('"calibrated"')[2]:
         client.poll(0.02)
         if worker.poll() is not None:
             raise SystemExit(log.read_text())
@@ -101,7 +102,7 @@ def ours(folder: Path, audio: np.ndarray[Any, np.dtype[np.int16]], model: str) -
             done = done or isinstance(body, m.StreamEnded)
     result = {"cpu_s": cpu_s(worker.pid) - before, "feed_cpu_s": cpu_s(feed.pid) - feed_cpu, "events": events}
     client.close()
-    for process in (worker, feed):
+    for process in (worker, arbiter, feed):
         process.send_signal(signal.SIGTERM)
         process.wait(20)
     return result

@@ -22,6 +22,8 @@ import msgspec
 from common.messages import SAMPLE_RATE, UNDECODABLE, Span
 
 BYTES = 2  # per sample
+TAIL_BYTES = 4096  # many lines of anchors.jsonl
+GONE = "audio removed before it was read"
 T = TypeVar("T")
 
 
@@ -112,10 +114,12 @@ def streams(root: Path) -> list[Path]:
         return []
 
 
-def _lines(path: Path, kind: type[T]) -> list[T]:
-    """All whole lines of a JSON-lines file; a torn last line is not there."""
+def _lines(path: Path, kind: type[T], tail: int = 0) -> list[T]:
+    """All whole lines of a JSON-lines file, or those of its last `tail` bytes; a torn last line is not there."""
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as f:
+            f.seek(max(0, os.fstat(f.fileno()).st_size - tail) if tail else 0)
+            data = f.read()
     except FileNotFoundError:
         return []
     out = []
@@ -157,9 +161,20 @@ def head(folder: Path) -> int:
     meta = read_meta(folder)
     if meta and meta.ended:  # its audio may be gone by now
         return meta.end
+    return max(proven(folder), written(folder))
+
+
+def written(folder: Path) -> int:
+    """First sample after the audio files that are there."""
     files = audio_files(folder)
-    end = files[-1][0] + size_samples(files[-1][1]) if files else 0
-    return max([end, *(h.end for h in holes(folder))])
+    return files[-1][0] + size_samples(files[-1][1]) if files else 0
+
+
+def proven(folder: Path) -> int:
+    """What was captured up to here, whatever became of the audio files: an anchor or a hole is written after the
+    samples before it are on the disk."""
+    last = _lines(folder / "anchors.jsonl", Anchor, tail=TAIL_BYTES)[-1:]
+    return max([0, *(a.sample for a in last), *(h.end for h in holes(folder))])
 
 
 def last_write_ns(folder: Path) -> int:
@@ -248,7 +263,7 @@ class Reader:
         return bytes(pcm)
 
     def _tail(self, position: int) -> Chunk:
-        """At the end of the files: a recorded hole that no audio follows yet, or nothing."""
+        """At the end of the files: a recorded hole that no audio follows yet, audio that was deleted, or nothing."""
         for h in holes(self.folder):
             if h.start <= position < h.end:
                 if audio_files(self.folder) != self._files:  # audio came while we looked: read that first
@@ -256,11 +271,12 @@ class Reader:
                     return Chunk(start=position)
                 return Chunk(start=position, hole_end=h.end, reason=h.reason)
         meta = read_meta(self.folder)
-        if meta and meta.ended and position < meta.end:  # nothing more is coming: look again, then it was removed
+        end = meta.end if meta and meta.ended else proven(self.folder)
+        if position < end:  # it was there: look again, after what proves it, then it was removed
             self._files = audio_files(self.folder)
             later = [first for first, path in self._files if first + size_samples(path) > position]
             if not later:
-                return self._missing(position, meta.end)
+                return self._missing(position, end)
         return Chunk(start=position)
 
     def _missing(self, position: int, end: int) -> Chunk:
@@ -270,7 +286,7 @@ class Reader:
                 return Chunk(start=position, hole_end=min(end, h.end), reason=h.reason)
             if position < h.start < end:
                 end = h.start
-        return Chunk(start=position, hole_end=end, reason="audio removed before it was read")
+        return Chunk(start=position, hole_end=end, reason=GONE)
 
 
 class Writer:
@@ -282,6 +298,7 @@ class Writer:
     def __init__(self, folder: Path, file_samples: int) -> None:
         self.folder, self.file_samples = folder, file_samples
         (folder / "audio").mkdir(parents=True, exist_ok=True)
+        self._inode = os.stat(folder).st_ino
         self._fd = -1
         self._first = 0
         files = audio_files(folder)
@@ -301,6 +318,8 @@ class Writer:
                 raise ValueError(f"samples {start} lie before the end {self.end}")
             self.hole(start, reason)
         view = memoryview(pcm)[: len(pcm) // BYTES * BYTES]
+        if self._fd >= 0 and os.fstat(self._fd).st_nlink == 0:
+            self.close()  # only this file was deleted, by hand: go on in a new one, and readers see what is gone
         while view:
             if self._fd < 0 or self.end - self._first >= self.file_samples:
                 self._open(self.end)
@@ -341,7 +360,10 @@ class Writer:
 
     def removed(self) -> bool:
         """Somebody deleted the stream under us (a purge): what we write now would go nowhere."""
-        return os.fstat(self._fd).st_nlink == 0 if self._fd >= 0 else not self.folder.exists()
+        try:
+            return os.stat(self.folder).st_ino != self._inode
+        except FileNotFoundError:
+            return True
 
     def sync(self) -> None:
         if self._fd >= 0:
@@ -356,6 +378,7 @@ class Writer:
     def _open(self, first: int) -> None:
         self.close()
         path = self.folder / "audio" / f"{first:020d}.pcm"
+        path.parent.mkdir(exist_ok=True)  # somebody may have deleted it, with all that is in it
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             sync_dir(path.parent)

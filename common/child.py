@@ -68,6 +68,11 @@ def wants(settings: Settings, passed: Sequence[str]) -> tuple[Want, ...]:
     )
 
 
+def sweeper(passed: Sequence[str]) -> Want:
+    """Not in the table: it runs for seconds, once an hour, where no capture runs that would delete old audio."""
+    return Want(name="sweeper", command=("-m", "capture.sweeper", *passed))
+
+
 def running(run: Path, but: Sequence[str] = ()) -> dict[str, int]:
     """Pid of every process of the table that holds its name in this run folder, in table order."""
     found = {}
@@ -150,6 +155,14 @@ class Life:
         """Replace RUN/NAME.exit. Raises OSError."""
         row = {"pid": self.pid, "cause": cause, "ours": self.ours, "at": time.time()}
         backlog.replace_file(run / f"{name}.exit", json.dumps(row).encode(), durable=False)
+
+    def killed_by(self, run: Path, name: str) -> str:
+        """Who else ordered its end, by what stands in RUN/NAME.exit: the arbiter kills a worker that keeps the GPU."""
+        try:
+            row = json.loads((run / f"{name}.exit").read_bytes())
+            return str(row.get("by", "")) if row["pid"] == self.pid and row["ours"] else ""
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return ""
 
     def same_command(self, want: Want) -> bool:
         """Was it started with the options that we would give it?"""

@@ -20,10 +20,11 @@ import msgspec
 from common import messages as m
 from common import topology, wire
 from common.feed_client import FeedClient
+from common.gpu_text import Pauses, summary
 from common.launch import Launcher
 from common.settings import Settings, UserError
 
-CAPTION_KINDS = ("transcript", "gap", "suppressed", "stream_started", "stream_ended")
+CAPTION_KINDS = ("transcript", "gap", "suppressed", "stream_started", "stream_ended", "summary")
 RECORDING = Path(__file__).resolve().parent.parent / "examples" / "recording.flac"
 FROM_THE_END = 2**62  # replay after this: no events, but the head
 
@@ -36,8 +37,12 @@ def clock(samples: int) -> str:
 
 
 def caption(e: m.Event) -> str | None:
-    """One line for one event, None for events that are no caption or news of a stream."""
+    """One line for one event (minutes: one for each point), None for what is no caption or news of a stream."""
     match e.decode():
+        case m.Summary() as minutes:
+            return _minutes(minutes)
+        case m.Gap(span=span, reason=reason) if e.producer != topology.COVERAGE_PRODUCER:
+            return f"[{clock(span[0])} nothing by the {e.producer} until {clock(span[1])}: {reason}]"
         case m.Transcript(span=span, text=text):
             return f"{clock(span[0])}  {text.strip()}"
         case m.Gap(span=span, reason=reason, retryable=retryable):
@@ -54,6 +59,17 @@ def caption(e: m.Event) -> str | None:
     return None
 
 
+def _minutes(s: m.Summary) -> str:
+    """Minutes with the times of the segments that prove each point."""
+    span = f" {clock(s.span[0])}-{clock(s.span[1])}" if s.span else ""
+    read = f", the last {s.coverage:.0%} of the words read" if s.coverage < 1 else ""
+    lines = [f"[minutes{span} by {s.model}{read}]" if s.bullets else f"[minutes{span} by {s.model}{read}: none]"]
+    for b in s.bullets:
+        at = ", ".join(clock(int(first)) for segment in b.segments if (first := segment.rpartition(":")[2]).isdecimal())
+        lines.append(f"  • {'' if b.kind == 'point' else f'{b.kind}: '}{b.text}  ({at})")
+    return "\n".join(lines)
+
+
 def as_json(e: m.Event) -> str:
     """An event as one JSON line; also of kinds this version does not know."""
     body: dict[str, Any] = msgspec.msgpack.decode(e.body) if e.body else {}
@@ -67,7 +83,8 @@ class Captions:
 
     def __init__(self, settings: Settings, after: int | None = None) -> None:
         self._settings = settings
-        self._client = None if after is None else FeedClient(settings, CAPTION_KINDS, after)
+        self._client = None if after is None else FeedClient(settings, CAPTION_KINDS, after, gpu=True)
+        self._pauses = Pauses()
         self._asker = wire.Asker(wire.ipc(settings, "replay"))
         self._next_ask_s = 0.0
         self._streams: set[str] = set()
@@ -87,9 +104,11 @@ class Captions:
             self._find_head()
         if self._client is None:
             return []
-        out = []
+        out: list[str] = []
         for e in self._client.poll(0.0):
-            if isinstance(e, m.Event) and (line := caption(e)):
+            if isinstance(e, m.GpuState):
+                out += self._pauses.lines(e, time.monotonic())
+            elif isinstance(e, m.Event) and (line := caption(e)):
                 self._streams.add(e.stream)
                 out.append(line if len(self._streams) == 1 or line[0] == "[" else f"{e.stream}  {line}")
                 body = e.decode()
@@ -99,7 +118,7 @@ class Captions:
     def _find_head(self) -> None:
         answer, now = self._asker.answer(), time.monotonic()
         if isinstance(answer, m.Page):
-            self._client = FeedClient(self._settings, CAPTION_KINDS, answer.head)
+            self._client = FeedClient(self._settings, CAPTION_KINDS, answer.head, gpu=True)
         elif now >= self._next_ask_s:
             asked = self._asker.ask(m.Replay(after=FROM_THE_END, limit=1))
             self._next_ask_s = now + (2.0 if asked else 0.1)
@@ -119,8 +138,14 @@ def coverage_line(c: m.Coverage) -> str:
     return "  ".join(f"{k} {getattr(c, k) / m.SAMPLE_RATE:.1f} s" for k in c.__struct_fields__)
 
 
-def status(settings: Settings, pids: dict[str, int], states: dict[str, str], beat: m.Beat | None) -> list[str]:
-    """Processes, then streams. `states` are the launcher's, by name; empty when there is no launcher."""
+def status(
+    settings: Settings,
+    pids: dict[str, int],
+    states: dict[str, str],
+    beat: m.Beat | None,
+    gpu: m.GpuState | None = None,
+) -> list[str]:
+    """Processes, the GPU, then streams. `states` are the launcher's, by name; empty when there is no launcher."""
     rows = ["launcher", *(r.name for r in topology.TABLE)]
     known = {"launcher", *topology.names(settings), *pids, *states}
     lines = []
@@ -133,6 +158,8 @@ def status(settings: Settings, pids: dict[str, int], states: dict[str, str], bea
         if beat and pid and (worker := beat.workers.get(name)):
             words += [worker.phase, worker.detail]
         lines.append(f"{name:<18} {f'pid {pid}' if pid else '-':<12} {', '.join(w for w in words if w)}")
+    if gpu:
+        lines.append(f"gpu: {summary(gpu)}")
     if beat is None:
         why = f"feed (pid {pids['feed']}) gives no sign of life" if "feed" in pids else "the feed is not running"
         return [*lines, f"{why}, so nothing is known about streams"]

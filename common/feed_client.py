@@ -21,7 +21,9 @@ BEATS_APART_NS = 50_000_000_000  # a beat names what changed in 60 s: two closer
 _event = msgspec.msgpack.Decoder(m.Event)
 _beat = msgspec.msgpack.Decoder(m.Beat)
 _hypothesis = msgspec.msgpack.Decoder(m.Hypothesis)
+_gpu = msgspec.msgpack.Decoder(m.GpuState)
 _purged = msgspec.msgpack.Decoder(m.Purged)
+Received = m.Event | m.Beat | m.Hypothesis | m.GpuState
 
 
 class Follower:
@@ -161,6 +163,7 @@ class FeedClient:
         after: int = 0,
         keep: bool = False,
         hypotheses: bool = False,
+        gpu: bool = False,
     ) -> None:
         wanted = None if kinds is None else sorted({*kinds, "purged"})
         topics = ["event."] if wanted is None else [f"event.{k}" for k in wanted]
@@ -169,9 +172,8 @@ class FeedClient:
         self.store = Store() if keep else None
         self.last_beat: m.Beat | None = None
         self.beat_heard_s = 0.0  # monotonic clock
-        self._sub = wire.subscriber(
-            [wire.ipc(settings, "pub")], [*topics, "beat", *(["live.hypothesis"] if hypotheses else [])]
-        )
+        topics += ["beat"] + ["live.hypothesis"] * hypotheses + ["live.gpu"] * gpu
+        self._sub = wire.subscriber([wire.ipc(settings, "pub")], topics)
         self._replay = wire.Asker(wire.ipc(settings, "replay"))
         self._poller = wire.poller(self._sub, self._replay.socket)
         self._next_ask_s = 0.0
@@ -181,10 +183,10 @@ class FeedClient:
         """Every wanted event up to this seq has been handed out."""
         return self.follower.upto
 
-    def poll(self, timeout_s: float) -> list[m.Event | m.Beat | m.Hypothesis]:
+    def poll(self, timeout_s: float) -> list[Received]:
         """What arrived within `timeout_s` (at least one look); returns as soon as there is something."""
         deadline = time.monotonic() + timeout_s
-        out: list[m.Event | m.Beat | m.Hypothesis] = []
+        out: list[Received] = []
         while True:
             self._ask()
             left = max(0.0, deadline - time.monotonic())
@@ -207,7 +209,7 @@ class FeedClient:
             ask = m.Replay(after=self.follower.upto, limit=1000, kinds=self._kinds)
             self._next_ask_s = now + (self.REPLAY_TIMEOUT_S if self._replay.ask(ask) else 0.05)
 
-    def _take(self, frames: wire.Frames) -> list[m.Event | m.Beat | m.Hypothesis]:
+    def _take(self, frames: wire.Frames) -> list[Received]:
         try:
             topic, payload = frames
             if topic == b"beat":
@@ -217,12 +219,14 @@ class FeedClient:
                 return [self.last_beat]
             if topic == b"live.hypothesis":
                 return [_hypothesis.decode(payload)]
+            if topic == b"live.gpu":
+                return [_gpu.decode(payload)]
             return self._keep(self.follower.live(_event.decode(payload)))
         except (ValueError, *m.UNDECODABLE) as e:
             wire.log.warning("bad message on the feed dropped: %s", e)
             return []
 
-    def _keep(self, events: list[m.Event]) -> list[m.Event | m.Beat | m.Hypothesis]:
+    def _keep(self, events: list[m.Event]) -> list[Received]:
         if self.store:
             for e in events:
                 self.store.apply(e)

@@ -32,6 +32,7 @@ USER_ERROR_S = 30.0  # a person has to do something first
 STOP_S = 10.0  # from SIGTERM to SIGKILL
 TURN_S = 0.1
 IDS_KEPT = 1000
+FIRST_SWEEP_S, SWEEP_EVERY_S = 60.0, 3600.0
 
 
 @dataclass
@@ -55,13 +56,16 @@ class Launcher:
         table: Sequence[Want],
         say: Callable[[str], None],
         each_turn: Callable[[Launcher], None] | None = None,
+        sweeper: Want | None = None,
     ) -> None:
-        self.settings, self.say, self.each_turn = settings, say, each_turn
+        self.settings, self.say, self.each_turn, self.sweeper = settings, say, each_turn, sweeper
         self.run_dir = wire.run_dir(settings)
         self.slots = [Slot(w) for w in table]
         self.all_up = False  # has been so once
         self._stop_wanted = self._urgent = self._stopping = False
         self._began = time.monotonic()
+        self._sweep: Life | None = None
+        self._sweep_at = self._began + FIRST_SWEEP_S
         self._answers: dict[str, m.Answer] = {}
         self._garbage_said = False
         self._lock = NameLock(self.run_dir, NAME)
@@ -123,10 +127,21 @@ class Launcher:
         if not self.all_up and not self._stopping and all(s.done or (s.life and s.life.up) for s in self.slots):
             self.all_up = True
             self.say(f"all {len(self.slots)} processes are up after {time.monotonic() - self._began:.1f} s")
+        self._sweep_audio(time.monotonic())
         if self.each_turn:
             self.each_turn(self)
         wire.poller(self._socket, *(s.life.fd for s in self.slots if s.life)).poll(int(TURN_S * 1000))
         self._serve()
+
+    def _sweep_audio(self, now: float) -> None:
+        """Captures delete old audio while they run; where none runs, a process that does it once an hour."""
+        if self._sweep and not self._sweep.alive():
+            self._sweep = None
+        captured = any(s.life for s in self.slots if s.want.source)
+        if self.sweeper and not (self._sweep or captured or self._stopping) and now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_EVERY_S
+            with contextlib.suppress(OSError):  # no memory for a fork: in an hour again
+                self._sweep = Life.start(self.sweeper, self._log(self.sweeper.name))
 
     def _watch(self, slot: Slot, life: Life) -> None:
         now = time.monotonic()
@@ -145,13 +160,16 @@ class Launcher:
         if status == EXIT_NAME_TAKEN:  # it never worked; whoever has the name is found in the next turn
             slot.next_at = now + FIRST_DELAY_S
             return
+        by = "" if life.ours else life.killed_by(self.run_dir, name)
+        life.ours = life.ours or bool(by)  # before it is recorded anew: an order is no poison
         self._record(slot, life, life.cause)
         finished = status == 0 or (
             slot.want.finite and source_ended(self.settings, slot.want.source, written_ns=life.began_ns)
         )
         if life.ours:
             slot.next_at, slot.fails = now, 0
-            self.say(f"{name} stopped" + (f" ({life.cause})" if status else ""))
+            how = f" ({life.cause}{f' by the {by}, see its log' if by else ''})" if status else ""
+            self.say(f"{name} stopped{how}")
         elif slot.want.source and finished:
             slot.done = True
             self.say(f"{name} is finished")

@@ -129,19 +129,24 @@ class Translation(Body, frozen=True, kw_only=True, tag="translation"):
 class Bullet(Struct, frozen=True, kw_only=True):
     """One point of the minutes and the segments that prove it."""
 
-    kind: str
+    kind: str  # point | decision | action | question
     text: str
     segments: tuple[str, ...]
 
 
 class Summary(Body, frozen=True, kw_only=True, tag="summary"):
-    """Minutes of the segments `first`..`last`; `coverage` is the share (0..1) of them that was read."""
+    """Minutes of what was said in `span`, of which the segments `first`..`last` were read.
+
+    `coverage` below 1 says that the text was too long for the model: that share of its words was read, the newest.
+    """
 
     first: str
     last: str
     bullets: tuple[Bullet, ...]
     model: str
     coverage: float
+    span: Span | None = None
+    reason: str = ""  # interval | asked | end
 
 
 class Purged(Body, frozen=True, kw_only=True, tag="purged"):
@@ -401,6 +406,7 @@ class Want(Struct, frozen=True, kw_only=True):
     """What a worker needs of the GPU: `bytes` 0 means nothing. `since_s` is CLOCK_MONOTONIC, one for the machine."""
 
     bytes: int
+    least_bytes: int = 0  # it can do with so many, should `bytes` never be free; 0: with no fewer than `bytes`
     lane: str = "live"  # live | burst | batch
     since_s: float = 0.0
 

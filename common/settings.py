@@ -1,6 +1,7 @@
-"""Settings: defaults < TOML file < environment (SWAPSCRIBE_SECTION__KEY) < command line (--set section.key=value).
+"""Settings: defaults < profile < TOML file < environment < command line.
 
-An unknown or ill-typed key is one line that names its path. Units are in the names. Nothing is read at import.
+In the environment a key is SWAPSCRIBE_SECTION__KEY, on the command line --set section.key=value. An unknown or
+ill-typed key is one line that names its path. Units are in the names. Nothing is read at import.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from common import profiles
 
 ENV_PREFIX = "SWAPSCRIBE_"
 
@@ -89,10 +92,15 @@ class GpuSettings(Section, frozen=True, kw_only=True):
     silence_s: float = 0.7  # a burst likes to begin after this much silence
     patience_s: float = 45.0  # it does not wait longer than this for silence
     overdue_s: float = 120.0  # it does not wait longer than this for anything
+    burst_min_s: float = 5.0  # a running burst is not cut short before this
     max_hold_s: float = 60.0  # a burst gives back after this
     max_cuts: int = 3  # a burst is cut short at most so often
     stuck_after_s: float = 30.0  # a worker that makes no step while input waits is asked to leave
     hello_timeout_s: float = 10.0  # a worker of before the arbiter's restart has this long to say so
+    offload_within_s: float = 30.0  # a worker that has not measured itself is killed if it does not give back in this
+    offload_at_least_s: float = 2.0  # one that has measured itself is given at least this
+    reclaim_within_s: float = 10.0  # what a dead worker held counts as foreign if it is not free after this
+    measure_timeout_s: float = 3.0  # a driver that does not answer in this is asked anew, by another process
 
 
 class SummarySettings(Section, frozen=True, kw_only=True):
@@ -104,6 +112,7 @@ class SummarySettings(Section, frozen=True, kw_only=True):
     threads: int = 1
     interval_s: float = 300.0  # minutes of the last so many seconds of a stream; 0: only at its end and when asked
     at_end: bool = True  # minutes of the rest when a stream ends
+    context_tokens: int = 4096  # prompt and summary together, or less where the model knows less: memory of a burst
     max_new_tokens: int = 192  # length of one summary
     prefill_tokens: int = 256  # prompt tokens of one step: it can give the GPU back between two
 
@@ -128,6 +137,7 @@ class ViewerSettings(Section, frozen=True, kw_only=True):
 class Settings(Section, frozen=True, kw_only=True):
     """Everything that can be set."""
 
+    profile: str = profiles.AUTO  # auto, or what `swapscribe models list` names: values under your own settings
     data_dir: str = "data"
     model_cache: str = ""  # empty: $XDG_CACHE_HOME/swapscribe or ~/.cache/swapscribe
     source: tuple[Source, ...] = ()
@@ -188,8 +198,11 @@ def load(
         if not eq:
             raise UserError(f"--set {item}: write section.key=value")
         _put(tree, dotted.split("."), value, f"--set {dotted}")
+    profile = tree.get("profile", profiles.AUTO)
+    if profile not in profiles.names():
+        raise UserError(f"settings: profile: {profile!r} is none of {', '.join(profiles.names())}")
     try:
-        settings = msgspec.convert(tree, Settings, strict=False)
+        settings = msgspec.convert(profiles.under(profile, tree), Settings, strict=False)
     except msgspec.ValidationError as e:
         raise UserError(f"settings: {_readable(str(e))}") from None
     _check(settings)
@@ -252,9 +265,14 @@ def _check(s: Settings) -> None:
         ("gpu.simulated_mib", 0, s.gpu.simulated_mib),
         ("gpu.max_hold_s", 1, s.gpu.max_hold_s),
         ("gpu.stuck_after_s", 1, s.gpu.stuck_after_s),
+        ("gpu.offload_within_s", 0.1, s.gpu.offload_within_s),
+        ("gpu.offload_at_least_s", 0.1, s.gpu.offload_at_least_s),
+        ("gpu.reclaim_within_s", 0.1, s.gpu.reclaim_within_s),
+        ("gpu.measure_timeout_s", 0.2, s.gpu.measure_timeout_s),
         ("summary.threads", 1, s.summary.threads),
         ("summary.interval_s", 0, s.summary.interval_s),
         ("summary.max_new_tokens", 16, s.summary.max_new_tokens),
+        ("summary.context_tokens", s.summary.max_new_tokens + 512, s.summary.context_tokens),
         ("summary.prefill_tokens", 16, s.summary.prefill_tokens),
     ):
         if value < low:

@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -20,18 +19,19 @@ from common import messages as m
 from common.child import wants
 from common.launch import Launcher
 from common.process import Process, arguments, main
-from common.settings import Settings, load
+from common.settings import load
 from workers.base import Runner
-from workers.steps import Step, Work
-from workers.transcriber import Transcriber
+from workers.hearing import Work
+from workers.steps import Step
+from workers.transcriber import Pieces, Transcriber
 
 
 class FaultyTranscriber(Transcriber):
     """The real one until it meets the sample that the fault file names."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self._faults = Path(settings.data, "fault-transcriber")
+    def __init__(self, process: Process) -> None:
+        super().__init__(process)
+        self._faults = Path(process.settings.data, "fault-transcriber")
 
     def _meet(self, span: m.Span) -> None:
         lines = self._faults.read_text().splitlines() if self._faults.exists() else []
@@ -41,17 +41,17 @@ class FaultyTranscriber(Transcriber):
                     os.kill(os.getpid(), signal.SIGSEGV)
                 raise ArithmeticError("the stand-in was told to fail here")
 
-    def infer(self, model: Any, state: bytes, work: Work) -> Step:
+    def infer(self, state: bytes, work: Work) -> Pieces[Step]:
         self._meet(work.speech)
-        return super().infer(model, state, work)
+        return super().infer(state, work)
 
-    def again(self, model: Any, stream: str, gap: m.Gap, pcm: bytes) -> m.Body:
+    def again(self, stream: str, gap: m.Gap, pcm: bytes) -> Pieces[m.Body]:
         self._meet(gap.span)
-        return super().again(model, stream, gap, pcm)
+        return super().again(stream, gap, pcm)
 
 
 def faulty(process: Process) -> None:
-    Runner(process, FaultyTranscriber(process.settings)).run()
+    Runner(process, FaultyTranscriber(process)).run()
 
 
 def launcher(config: str) -> None:
@@ -70,7 +70,7 @@ def second(config: str) -> None:
     args = arguments("second").parse_args(["--config", config])
     process = Process("transcriber", load(config, (), {}), args)
     signal.signal(signal.SIGTERM, process._stop)
-    Runner(process, Transcriber(process.settings)).run()
+    Runner(process, Transcriber(process)).run()
 
 
 if __name__ == "__main__":

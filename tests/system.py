@@ -23,6 +23,7 @@ from common import messages as m
 from common import models, wire
 from common.console import free_port
 from common.feed_client import FeedClient, replay
+from common.fetch import fetch
 from common.process import holder, signal_holder, wait_gone
 from common.settings import Settings, Source, TranscriberSettings, UserError
 from tests.capture_helpers import audio_of
@@ -36,9 +37,17 @@ TILES = ("transcript", "silence", "suppressed", "gap")  # kinds whose spans clas
 class System:
     """One data folder, its launcher, and everything that the launcher starts."""
 
-    def __init__(self, processes: Processes, settings: Settings, *sources: Source, program: str = "common.cli") -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        settings: Settings,
+        *sources: Source,
+        program: str = "common.cli",
+        summaries: bool = False,  # they take seconds of a core each
+    ) -> None:
         viewer = msgspec.structs.replace(settings.viewer, port=free_port())
-        self.settings = msgspec.structs.replace(settings, source=sources, viewer=viewer)
+        summary = msgspec.structs.replace(settings.summary, enabled=summaries)
+        self.settings = msgspec.structs.replace(settings, source=sources, viewer=viewer, summary=summary)
         self.run = wire.run_dir(self.settings)
         self.processes = processes
         self._argv = [sys.executable, "-m", program, "--config", str(processes.config(self.settings))]
@@ -160,7 +169,7 @@ def weights() -> None:
         try:
             models.available(Settings(), name)
         except UserError:
-            models.fetch(Settings(), [name])
+            fetch(Settings(), [name])
 
 
 def recording_text() -> str:
@@ -261,4 +270,4 @@ class Undisturbed:
         assert content(events, stream) == self.lines
         assert [(e.kind, e.n) for e in events if e.producer == "transcriber"] == self.appends
         assert audio_of(system.settings.streams / stream) == self.audio
-        assert system.state_hash().upto == len(events)
+        assert events[-1].seq == len(events)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -124,6 +125,65 @@ def test_an_ended_stream_without_audio_has_its_end(folder: Path) -> None:
     assert backlog.head(folder) == 20
     assert Reader(folder).read(3, 4) == Chunk(start=3, hole_end=20, reason="audio removed before it was read")
     assert Reader(folder).read(20, 4) == Chunk(start=20)
+
+
+def test_an_open_stream_without_audio_ends_where_its_last_anchor_or_hole_is(folder: Path) -> None:
+    writer, reader = Writer(folder, file_samples=10), Reader(folder)
+    backlog.write_meta(folder, META)
+    writer.append(0, pcm(0, 15))
+    writer.append(20, pcm(20, 10), reason="device overflow")
+    writer.anchor()
+    writer.append(30, pcm(30, 5))
+    assert reader.read(0, 4).pcm == pcm(0, 4)
+    for _first, path in backlog.audio_files(folder):
+        path.unlink()
+    for again in (reader, Reader(folder)):
+        assert again.read(4, 4) == Chunk(start=4, hole_end=15, reason=backlog.GONE)
+        assert again.read(15, 4) == Chunk(start=15, hole_end=20, reason="device overflow")
+        assert again.read(20, 4) == Chunk(start=20, hole_end=30, reason=backlog.GONE)
+        assert again.read(30, 4) == Chunk(start=30), "what came after the last anchor nothing proves: wait"
+        assert again.read(33, 4) == Chunk(start=33), "a reader that was further waits"
+    assert backlog.head(folder) == 30
+    again = Writer(folder, file_samples=10)  # after a kill
+    again.append(40, pcm(40, 5), reason="capture was down")
+    assert reader.read(33, 4) == Chunk(start=33, hole_end=40, reason="capture was down")
+    assert reader.read(40, 9).pcm == pcm(40, 5)
+
+
+def test_newer_files_that_were_deleted_are_a_hole_after_the_older_ones(folder: Path) -> None:
+    writer = Writer(folder, file_samples=10)
+    writer.append(0, pcm(0, 35))
+    writer.anchor()
+    for _first, path in backlog.audio_files(folder)[2:]:
+        path.unlink()
+    assert backlog.head(folder) == 35
+    assert read_all(folder) == [Chunk(start=0, pcm=pcm(0, 20)), Chunk(start=20, hole_end=35, reason=backlog.GONE)]
+
+
+@pytest.mark.parametrize("folder_too", [False, True])
+def test_a_writer_whose_files_are_deleted_goes_on_in_a_new_one(folder: Path, folder_too: bool) -> None:
+    writer, reader = Writer(folder, file_samples=1000), Reader(folder)
+    writer.append(0, pcm(0, 10))
+    assert reader.read(0, 4).pcm == pcm(0, 4)
+    shutil.rmtree(folder / "audio")
+    if not folder_too:
+        (folder / "audio").mkdir()
+    assert not writer.removed()
+    writer.append(10, pcm(10, 5))
+    assert [first for first, _ in backlog.audio_files(folder)] == [10]
+    assert reader.read(4, 4) == Chunk(start=4, hole_end=10, reason=backlog.GONE)
+    assert reader.read(10, 9).pcm == pcm(10, 5) and backlog.head(folder) == writer.end == 15
+
+
+def test_the_end_that_anchors_prove_is_read_from_the_last_of_many(folder: Path) -> None:
+    writer = Writer(folder, file_samples=1000)
+    for _ in range(100):
+        writer.append(writer.end, pcm(0, 3))
+        writer.anchor()
+    assert (folder / "anchors.jsonl").stat().st_size > 2 * backlog.TAIL_BYTES
+    with open(folder / "anchors.jsonl", "ab") as f:
+        f.write(b'{"sample":999,"wall')
+    assert backlog.proven(folder) == 300
 
 
 def test_meta_survives_and_garbage_is_no_meta(folder: Path) -> None:

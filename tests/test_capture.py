@@ -198,6 +198,47 @@ def test_a_stream_removed_under_a_live_source_is_noticed(capturing: Capturing) -
     assert "stream was removed" in process.output()
 
 
+def test_audio_deleted_by_hand_is_a_hole_and_the_stream_goes_on(capturing: Capturing) -> None:
+    """While capture runs, and again while it is dead: the numbers of samples never start over."""
+    capturing.configure(Source(name="in", kind="stdin"))
+    first, born = capturing.start("in", pipe=True), time.monotonic()
+    pipe = RealTimePipe(first, born)
+    stream = capturing.stream()
+    wait_for(lambda: backlog.head(stream) > RATE and backlog.anchors(stream), what="a second of audio")
+    delete_audio(stream)
+    ((new, _),) = wait_for(lambda: backlog.audio_files(stream), what="a new file")
+    assert new > RATE and backlog.Reader(stream).read(RATE, 1).reason == backlog.GONE
+    wait_for(lambda: backlog.head(stream) > new + RATE // 2, what="audio after it")
+    first.kill()
+    pipe.close()
+    heard = backlog.head(stream)
+    delete_audio(stream)
+    assert 0 < backlog.head(stream) < heard, "an anchor proves some of it"
+    second = capturing.start("in", pipe=True)
+    pipe = RealTimePipe(second, born)
+    wait_for(lambda: backlog.head(stream) > heard + 2 * RATE, what="audio after the hole")
+    assert second.stop() == 0
+    pipe.close()
+    assert capturing.stream() == stream
+    end = backlog.head(stream)
+    assert [c.reason for c in chunks(stream, end) if not c.pcm] == [backlog.GONE, "capture was down"]
+
+
+def delete_audio(stream: Path) -> None:
+    """As `rm` would."""
+    for _first, path in backlog.audio_files(stream):
+        path.unlink()
+
+
+def chunks(stream: Path, end: int) -> Iterator[backlog.Chunk]:
+    reader, at = backlog.Reader(stream), 0
+    while at < end:
+        chunk = reader.read(at, 1 << 20)
+        assert chunk.end > at, f"nothing at {at}, the end is {end}"
+        yield chunk
+        at = chunk.end
+
+
 @contextlib.contextmanager
 def serving(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
     """A web server of our own; gives its address."""

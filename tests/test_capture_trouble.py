@@ -8,6 +8,7 @@ import wave
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from common import backlog
@@ -293,3 +294,25 @@ def test_retention_removes_read_files_and_keeps_meta(
     wait_for(lambda: not backlog.audio_files(ended), what="the rest to go")
     assert capturing.meta(ended).end == backlog.head(ended) == 10 * RATE
     assert process.alive and process.output().count("no beat") == 1, "garbage is dropped, and said once"
+
+
+def test_where_no_capture_runs_a_sweeper_removes_read_files_of_ended_streams(
+    capturing: Capturing, folder: Path, stand_in_feed: StandInFeed
+) -> None:
+    for name in ("a", "b"):
+        encode(folder / f"{name}.flac", "flac", 16_000, 1, seconds=10 if name == "a" else 5)
+        source = Source(name=name, kind="file", path=str(folder / f"{name}.flac"), pace="max")
+        capturing.configure(source, capture={"file_s": 1}, retention={"read_audio_h": 1e-6})
+        assert capturing.start(name).wait() == 0
+    a, b = capturing.stream("a"), capturing.stream("b")
+    still_open = msgspec.structs.replace(capturing.meta(b), ended=False)
+    backlog.write_meta(b, still_open)
+    stand_in_feed.garbage = True
+    stand_in_feed.read = lambda: {a.name: int(5.5 * RATE), b.name: 5 * RATE}
+    sweeper = capturing.processes.start("capture.sweeper", settings=capturing.settings)
+    assert sweeper.wait() == 0
+    assert [first // RATE for first, _ in backlog.audio_files(a)] == [5, 6, 7, 8, 9]
+    assert len(backlog.audio_files(b)) == 5, "an open stream is its capture's"
+    stand_in_feed.close()
+    assert capturing.processes.start("capture.sweeper", settings=capturing.settings).wait() == 0
+    assert len(backlog.audio_files(a)) == 5, "with no beat nothing goes"

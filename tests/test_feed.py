@@ -222,6 +222,26 @@ def test_the_beat_tells_lag_coverage_and_who_has_read_how_far(
     client.close()
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_audio_deleted_by_hand_takes_no_head_below_what_was_heard(
+    feed: Started, asker: wire.Requester, settings: Settings, ended: bool
+) -> None:
+    meta = backlog.Meta(
+        stream="mic-1", source="mic", lane="live", origin="test", started_ns=1, resumable=False, ended=ended, end=9
+    )
+    writer = backlog.Writer(settings.streams / meta.stream, 60 * m.SAMPLE_RATE)
+    writer.append(0, bytes(2 * 64_000))
+    backlog.write_meta(writer.folder, meta)  # what has ended without its audio ends where something proved it
+    Appender(settings, "transcriber").append(meta.stream, 0, {"audio": 64_000}, [m.Silence(span=(0, 64_000))])
+    for _first, path in backlog.audio_files(writer.folder):
+        path.unlink()
+    client = FeedClient(settings)
+    stream = wait_for(lambda: (s := beat_of(client, meta.stream).streams[meta.stream]).producers and s)
+    assert stream.audio_head == 64_000 and stream.lag_s == 0
+    assert stream.coverage == m.Coverage(silence=64_000)
+    client.close()
+
+
 def test_hypotheses_pass_and_older_revisions_do_not(asker: wire.Requester, settings: Settings) -> None:
     client = FeedClient(settings, kinds=(), hypotheses=True)
     beat_of(client)

@@ -29,7 +29,7 @@ from tests.conftest import Processes, Started, wait_for
 from tests.speech import RATE, samples, write_wav
 from tests.system import RECORDING, Following, System, Undisturbed, assert_whole, body, file_source, quiet
 
-VICTIMS = {"transcriber": 8, "capture@talk": 7, "feed": 8, "launcher": 7}  # kills of each, of 30
+VICTIMS = {"transcriber": 8, "capture@talk": 7, "feed": 8, "launcher": 6, "arbiter": 5}  # kills of each, of 34
 PACE = "1.2"  # of the clip (107 s) while everything is killed
 pytestmark = [pytest.mark.speech, pytest.mark.timeout(600)]
 
@@ -104,7 +104,7 @@ def kill_at_random(system: System, rng: random.Random, kills: int, for_s: float)
         pid = system.kill(name)
         print(f"{time.monotonic() - began:7.2f} s  kill -9 {name} ({pid}), {moment}", flush=True)
         if name == "launcher":
-            for other in ("feed", "capture@talk"):  # sometimes it finds nobody to adopt
+            for other in ("feed", "capture@talk", "arbiter"):  # sometimes it finds nobody to adopt
                 if rng.random() < 0.2 and system.pid(other):
                     print(f"{time.monotonic() - began:7.2f} s  and {other} ({system.kill(other)})", flush=True)
             system.start()
@@ -117,7 +117,7 @@ def survive(system: System, undisturbed: Undisturbed, rng: random.Random, kills:
     stream = follower.wait("stream_started").stream
     done = Counter(kill_at_random(system, rng, kills, for_s))
     assert follower.find("stream_ended") is None, "the stream ended before the last kill"
-    assert sum(done.values()) >= kills - 2 and min(done.values()) >= 5, done
+    assert sum(done.values()) >= kills - 2 and min(done.values()) >= 4, done
     follower.wait("stream_ended", 180.0)
     undisturbed.assert_same(system, stream)
     assert_reached(system, follower)
@@ -130,7 +130,7 @@ def test_kill_9_of_everything_loses_and_doubles_nothing(
     chosen = seed()
     print(f"seed {chosen}")
     system = System(processes, settings, file_source(undisturbed.clip, PACE))
-    survive(system, undisturbed, random.Random(chosen), 30, 0.8 * undisturbed.end / RATE / float(PACE))
+    survive(system, undisturbed, random.Random(chosen), 34, 0.8 * undisturbed.end / RATE / float(PACE))
 
 
 def test_a_stopped_feed_loses_and_doubles_nothing(

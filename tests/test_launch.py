@@ -15,11 +15,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from arbiter.hands import Processes as Pidfds
 from common import backlog, topology, wire
 from common import messages as m
 from common.child import Life, Want, running, wants
-from common.launch import STEADY_S, Launcher
-from common.process import EXIT_NAME_TAKEN, holder, wait_gone
+from common.launch import FIRST_SWEEP_S, STEADY_S, SWEEP_EVERY_S, Launcher
+from common.process import EXIT_NAME_TAKEN, holder, start_time, wait_gone
 from common.settings import Settings, Source
 from tests.conftest import ROOT, Processes, Started, clean_environment, wait_for
 
@@ -90,7 +91,7 @@ def test_the_table_becomes_processes() -> None:
     assert list(made) == list(topology.names(settings))
     assert made["capture@a"].command == ("-m", "capture", "--set", "k=v", "--source", "a")
     assert [w.name for w in made.values() if w.stdin] == ["capture@pipe"]
-    assert {w.name for w in made.values() if w.survives} == {"feed", "capture@a", "capture@pipe"}
+    assert {w.name for w in made.values() if w.survives} == {"arbiter", "feed", "capture@a", "capture@pipe"}
     ranks = {w.name: w.stop_rank for w in made.values()}
     assert ranks["capture@a"] < ranks["transcriber"] == ranks["viewer"] < ranks["feed"]
 
@@ -148,6 +149,56 @@ def test_a_long_life_makes_restarts_quick_again(settings: Settings, folder: Path
     assert slot.fails == 0
     slot.life.signal(signal.SIGKILL)
     assert slot.life.child and slot.life.child.wait() == -signal.SIGKILL
+
+
+@pytest.mark.processes
+def test_a_kill_by_the_arbiter_is_an_order_not_a_crash(table: Table) -> None:
+    launcher = table.launch()
+    old = table.up()["transcriber"]
+    for _ in range(3):  # three crashes would have made it wait for 0.2, 0.4, 0.8 s
+        who = m.Incarnation(worker="transcriber", pid=old, started_ticks=start_time(old), nonce="0" * 16)
+        assert Pidfds(table.run).kill(who)
+        new = table.other("transcriber", old)
+        record = table.exit_record("transcriber", old)
+        assert record["ours"] is True and record["cause"] == "signal 9", "the launcher's own record says so too"
+        old = new
+    assert launcher.output().count("transcriber stopped (signal 9 by the arbiter, see its log)") == 3
+    assert "transcriber died" not in launcher.output()
+    os.kill(old, signal.SIGKILL)  # by somebody else: what stands there of an earlier life does not excuse it
+    assert "again in 0.2 s" in said(launcher, "transcriber died")
+
+
+@pytest.mark.processes
+def test_where_nothing_is_captured_audio_is_swept_once_an_hour(settings: Settings) -> None:
+    sweeper = Want(name="sweeper", command=("-c", "pass"))
+    capture = Want(name="capture@a", source="a", command=("-c", "input()"), stdin=True)
+    launcher = Launcher(settings, (capture,), lambda line: None, sweeper=sweeper)
+    began, lives = launcher._began, list[int]()
+
+    def turn(after_s: float) -> int:
+        """Sweeps so far, each waited for."""
+        launcher._sweep_audio(began + after_s)
+        if launcher._sweep and launcher._sweep.child and launcher._sweep.pid not in lives:
+            lives.append(launcher._sweep.pid)
+            assert launcher._sweep.child.wait(10) == 0
+        return len(lives)
+
+    assert turn(FIRST_SWEEP_S - 1) == 0
+    slot = launcher.slots[0]
+    slot.life = Life.start(capture, settings.data / "x.log")
+    assert turn(FIRST_SWEEP_S + 1) == 0, "the capture does it"
+    slot.life.signal(signal.SIGKILL)
+    assert slot.life.child and slot.life.child.wait() == -signal.SIGKILL
+    slot.life = None
+    assert [turn(FIRST_SWEEP_S + s) for s in (2, 3, SWEEP_EVERY_S, SWEEP_EVERY_S + 3, SWEEP_EVERY_S + 4)] == [
+        1,
+        1,
+        1,
+        2,
+        2,
+    ]
+    launcher._stopping = True
+    assert turn(10 * SWEEP_EVERY_S) == 2
 
 
 @pytest.mark.processes

@@ -82,6 +82,7 @@ def test_a_retry_in_the_middle_of_a_live_stream(processes: Processes, settings: 
     faults = settings.data / "fault-transcriber"
     faults.write_text(f"raise {BAD['segv']}\n")
     processes.start("workers.feed")
+    processes.start("arbiter")
     follower = Following(settings)
     argv = [sys.executable, "-m", "tests.standin_transcriber", "--config", str(processes.config()), "faulty"]
     for _ in range(3):

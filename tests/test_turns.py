@@ -17,6 +17,7 @@ def test_a_live_stream_that_always_has_work_starves_no_other(processes: Processe
     recorded(settings, "b", 60.0)
     feed = processes.start("workers.feed")
     wait_for(lambda: "serving" in feed.output())
+    processes.start("arbiter")
     processes.start("workers.transcriber")
     wait_for(lambda: ended(settings) == {"a", "b"}, 60, "the end of both")
     steps = [e.stream for e in replay(settings, kinds=("silence",))]

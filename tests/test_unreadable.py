@@ -51,6 +51,7 @@ def test_audio_that_cannot_be_read_waits_and_stops_no_other_stream(processes: Pr
     processes.start("workers.feed")
     client = FeedClient(settings, kinds=())
     wait_for(lambda: beats(client), 20, "the feed")
+    processes.start("arbiter")
     worker = processes.start("workers.transcriber")
     wait_for(lambda: ended(settings) == {"b"}, 60, "the end of the stream that can be read")
 

@@ -297,7 +297,7 @@ def test_metrics_can_be_parsed_and_count(processes: Processes, producer: Produce
     assert got["swapscribe_lag_seconds", STREAM] == 0
     assert got["swapscribe_appends_total", "transcriber", STREAM] == 2
     up = {k[1]: v for k, v in got.items() if k[0] == "swapscribe_process_up"}
-    assert up == {"feed": 1, "transcriber": 0, "viewer": 1}
+    assert up == {"feed": 1, "arbiter": 0, "transcriber": 0, "summarizer": 0, "viewer": 1}
 
 
 def test_a_token_is_needed_everywhere_when_set(processes: Processes) -> None:
@@ -413,6 +413,24 @@ def test_a_stream_that_a_kill_left_open_and_nobody_wants_any_more_is_no_trouble(
         health.take(beat({"s": stream(audio_head=second), "old": stream(source="recording")}), float(second))
     assert list(health.reasons(ALIVE, 19.0)) == []
     assert list(health.reasons(ALIVE | {"capture@recording": True}, 19.0)) == ["capture@recording: no audio for 19 s"]
+
+
+def test_streams_that_are_over_leave_the_metrics_and_the_memory() -> None:
+    """The beat names what is live or has just changed, and a few others in turn: a year's streams are not kept."""
+    health, quiet = Health(LIVE, 0.0), ALIVE | {"capture@mic": False}
+    late = stream(source="f", lane="batch", ended=True, lag_s=9.0, coverage=m.Coverage(pending=9))
+    health.take(beat({"open": stream(audio_head=7, source="f"), "late": late}), 0.0)
+    for day in range(1, 1000):
+        health.take(beat({f"s{day}": stream(ended=True)}), float(day))
+    shown = {s.labels["stream"] for f in health.metrics(ALIVE) for s in f.samples if "stream" in s.labels}
+    assert shown == {"open", "late", "s999"} == set(health.streams) == set(health.moved)
+    assert health.moved["open"] == (7, 0.0), "since when it stands is remembered"
+    assert list(health.reasons(quiet, 999.0)) == []
+    health.take(beat({"other": stream(source="f", ended=True)}), 1000.0)
+    assert list(health.reasons(quiet, 1000.0)) == [], "mic had a stream, although none is shown any more"
+    health.take(msgspec.structs.replace(beat({}), journal="another"), 1001.0)
+    assert not health.streams and not health.moved
+    assert list(health.reasons(quiet, 1001.0)) == ["capture@mic has not begun"]
 
 
 def test_a_worker_that_complains_is_red() -> None:

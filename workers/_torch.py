@@ -1,12 +1,18 @@
 """The way torch is set up in every model worker; imported before torch and any model library.
 
+`torchaudio_beside_cpu_torch` comes before transformers and pyannote, which import torchaudio where it is installed.
+
 Threads come from settings (two workers fighting over two cores are slower than turns), telemetry is off, compiled
 kernels are cached so that a restart does not compile again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +31,39 @@ def set_up(threads: int, cache: Path) -> Any:
     torch.set_grad_enabled(False)
     torch.use_deterministic_algorithms(True, warn_only=True)
     return torch
+
+
+def torchaudio_beside_cpu_torch() -> None:
+    """Let torchaudio be imported where its wheel was built for CUDA and torch was not; else this does nothing.
+
+    Its compiled part then cannot be loaded (OSError). All that we and our libraries use of it is Python.
+    """
+    with contextlib.suppress(ImportError):
+        try:
+            import torchaudio
+        except OSError:
+            for name in [n for n in sys.modules if n.partition(".")[0] == "torchaudio"]:
+                del sys.modules[name]
+            sys.modules["torchaudio._extension"] = _without_extension()
+            import torchaudio  # noqa: F401
+
+
+def _without_extension() -> types.ModuleType:
+    """What torchaudio/_extension/__init__.py is when it finds no compiled part."""
+    module = types.ModuleType("torchaudio._extension")
+
+    def fail(function: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(*args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError(
+                f"{function.__name__} needs the compiled part of torchaudio, which does not fit this torch"
+            )
+
+        return refuse
+
+    vars(module).update(
+        _IS_TORCHAUDIO_EXT_AVAILABLE=False,
+        _IS_ALIGN_AVAILABLE=False,
+        _check_cuda_version=lambda: None,
+        fail_if_no_align=fail,
+    )
+    return module

@@ -2,14 +2,15 @@
 
 In: one file in a foreign format. Out: FOLDER/model.safetensors, tensors under the names the loader wants and in the
 precision they were stored in, and FOLDER/model.json with the dimensions. Started by `models fetch` in a folder of its
-own that is moved into place only when all is done, so a kill leaves nothing half. Needs numpy, not torch.
+own that is moved into place only when all is done, so a kill leaves nothing half. Needs torch for torch files only.
 
 `ct2_whisper`: CTranslate2's Whisper model.bin to openai-whisper's parameters.
+`gguf_llama`: a llama.cpp file with its tokenizer to what transformers loads (`convert_gguf`).
+`openai_whisper`: openai-whisper's own NAME.pt, read with weights_only=True: nothing of a stranger's is unpickled.
 """
 
 from __future__ import annotations
 
-import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from typing import Any
 import msgspec
 import numpy as np
 from safetensors.numpy import save_file
+
+from workers.binary import BadFile, Cursor
+from workers.convert_gguf import gguf_llama
 
 Tensor = np.ndarray[Any, np.dtype[Any]]
 
@@ -36,32 +40,12 @@ CT2_REMARKS = {
 }
 
 
-class BadFile(Exception):
-    """The file is not what it should be; the text says how."""
-
-
-class Cursor:
-    """Reads little-endian fields one after another; the end of the file in mid-field is a BadFile."""
-
-    def __init__(self, data: memoryview) -> None:
-        self.data, self.at = data, 0
-
-    def bytes(self, n: int) -> memoryview:
-        if n > len(self.data) - self.at:
-            raise BadFile(f"it ends at byte {len(self.data)}, in the middle of a field: truncated")
-        self.at += n
-        return self.data[self.at - n : self.at]
-
-    def number(self, code: str) -> int:
-        return int(struct.unpack("<" + code, self.bytes(struct.calcsize("<" + code)))[0])
-
-    def text(self) -> str:
-        """Length with the closing zero, then the characters."""
-        raw = bytes(self.bytes(self.number("H")))
-        try:
-            return raw.removesuffix(b"\0").decode("ascii")
-        except UnicodeDecodeError:
-            raise BadFile("a name in it is not text: not a CTranslate2 model") from None
+def name_in(cursor: Cursor) -> str:
+    """Length with the closing zero, then the characters."""
+    try:
+        return bytes(cursor.bytes(cursor.number("H"))).removesuffix(b"\0").decode("ascii")
+    except UnicodeDecodeError:
+        raise BadFile("a name in it is not text: not a CTranslate2 model") from None
 
 
 def read_ct2(path: Path) -> dict[str, Tensor]:
@@ -70,13 +54,13 @@ def read_ct2(path: Path) -> dict[str, Tensor]:
     version = cursor.number("I")
     if not 2 <= version <= CT2_VERSION:
         raise BadFile(f"not a CTranslate2 model of version 2 to {CT2_VERSION} (its first number is {version})")
-    spec = cursor.text()
+    spec = name_in(cursor)
     if spec != "WhisperSpec":
         raise BadFile(f"a CTranslate2 model, but of {spec!r} instead of 'WhisperSpec'")
     cursor.number("I")  # revision of the spec
     tensors: dict[str, Tensor] = {}
     for _ in range(cursor.number("I")):
-        name = cursor.text()
+        name = name_in(cursor)
         shape = tuple(cursor.number("I") for _ in range(cursor.number("B")))
         code, size = cursor.number("B"), cursor.number("I")
         if code not in CT2_DTYPES:
@@ -87,8 +71,8 @@ def read_ct2(path: Path) -> dict[str, Tensor]:
         tensors[name] = np.frombuffer(cursor.bytes(size), dtype).reshape(shape)
     if version >= 3:
         for _ in range(cursor.number("I")):  # ties: alias, variable
-            cursor.text()
-            cursor.text()
+            name_in(cursor)
+            name_in(cursor)
     if cursor.at != len(cursor.data):
         raise BadFile(f"{len(cursor.data) - cursor.at} bytes follow its end")
     return tensors
@@ -198,7 +182,24 @@ def ct2_whisper(source: Path, folder: Path) -> None:
     (folder / "model.json").write_bytes(msgspec.json.format(msgspec.json.encode(about)))
 
 
-FORMATS = {"ct2_whisper": ct2_whisper}
+def openai_whisper(source: Path, folder: Path) -> None:
+    import pickle
+
+    import torch
+    from safetensors.torch import save_file as save_tensors
+
+    try:
+        told = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+        dims = {str(k): int(v) for k, v in told["dims"].items()}
+        tensors = {k: v.contiguous() for k, v in told["model_state_dict"].items() if k != "alignment_heads"}
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, pickle.UnpicklingError) as e:
+        raise BadFile(f"not a checkpoint of openai-whisper ({str(e).splitlines()[0][:120]})") from None
+    save_tensors(tensors, folder / "model.safetensors")
+    about = {"file": "model.safetensors", "format": "openai-whisper", "dims": dims}
+    (folder / "model.json").write_bytes(msgspec.json.format(msgspec.json.encode(about)))
+
+
+FORMATS = {"ct2_whisper": ct2_whisper, "gguf_llama": gguf_llama, "openai_whisper": openai_whisper}
 
 
 def main(argv: list[str]) -> None:

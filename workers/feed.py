@@ -288,7 +288,8 @@ class Feed:
         head = at  # purged, known from the journal only, or a folder that cannot be read
         if meta is not None:
             with contextlib.suppress(OSError):
-                head = meta.end if meta.ended else backlog.head(self.settings.streams / stream)
+                end = meta.end if meta.ended else backlog.head(self.settings.streams / stream)
+                head = max(at, end)  # what was heard existed, also if files deleted by hand no longer prove it
         lag_s = max(0.0, backlog.seconds(head - at))
         status = self._workers.get(COVERAGE_PRODUCER)
         if status and stream in status[1].lag_s:

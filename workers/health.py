@@ -27,17 +27,24 @@ class Health:
         self.live_sources = {s.name for s in settings.source if lane(s) == "live"}
         self.beat: m.Beat | None = None
         self.heard_s = now
-        self.streams: dict[str, m.StreamBeat] = {}
+        self.gpu: m.GpuState | None = None
+        self.gpu_heard_s = now
+        self.streams: dict[str, m.StreamBeat] = {}  # of the last beat, and what is unfinished: not all there ever were
         self.moved: dict[str, tuple[int, float]] = {}  # audio head of each stream, and since when it stands there
+        self.begun: set[str] = set()  # live sources that have had a stream
 
     def take(self, beat: m.Beat, now: float) -> None:
         same = self.beat is None or self.beat.journal == beat.journal
-        for name, s in beat.streams.items():
-            if self.moved.get(name, (-1, 0.0))[0] != s.audio_head:
-                self.moved[name] = (s.audio_head, now)
         # Replaced, not changed: the server's thread may be reading them.
-        self.streams = (self.streams if same else {}) | beat.streams
+        streams = (self.unfinished() if same else {}) | beat.streams
+        stood = {n: (s.audio_head, self.moved.get(n, (-1, now))) for n, s in streams.items()}
+        self.moved = {n: old if old[0] == head else (head, now) for n, (head, old) in stood.items()}
+        self.streams = streams
+        self.begun = (self.begun if same else set()) | self.live_sources & {s.source for s in beat.streams.values()}
         self.beat, self.heard_s = beat, now
+
+    def take_gpu(self, state: m.GpuState, now: float) -> None:
+        self.gpu, self.gpu_heard_s = state, now
 
     def heard(self, now: float) -> bool:
         return self.beat is not None and now - self.heard_s <= UNHEARD_S
@@ -64,26 +71,42 @@ class Health:
         for worker in self.beat.workers.values():
             if worker.detail:
                 yield f"{worker.worker}: {worker.detail}"
-        for source in sorted(self.live_sources - {s.source for s in self.streams.values()}):
+        for source in sorted(self.live_sources - self.begun):
             if not alive[f"capture@{source}"]:
                 yield f"capture@{source} has not begun"
         for name, s in self.streams.items():
             wanted = s.source in self.live_sources or alive.get(
                 f"capture@{s.source}"
             )  # else it was left open by a kill
-            if wanted and s.lane == "live" and not s.ended and now - self.moved[name][1] > STILL_S:
-                yield f"capture@{s.source}: no audio for {now - self.moved[name][1]:.0f} s"
+            still_s = now - self.moved.get(name, (0, now))[1]
+            if wanted and s.lane == "live" and not s.ended and still_s > STILL_S:
+                yield f"capture@{s.source}: no audio for {still_s:.0f} s"
             if s.lane == "live" and s.lag_s > self.red_lag_s:
                 yield f"{name}: captions are {s.lag_s:.0f} s late"
+        if not alive.get("arbiter", True) and (waits := self.wait_for_gpu()):
+            yield f"arbiter is not running, and {', '.join(waits)} waits for the GPU"
         if not alive["transcriber"] and (self.live_sources or self.unfinished()):
             yield "transcriber is not running"
+
+    def wait_for_gpu(self) -> list[str]:
+        """Workers that wait for a lease: by the arbiter's last word, and by what they say now."""
+        by_arbiter = {w.worker for w in self.gpu.workers if w.waits_s} if self.gpu else set()
+        by_themselves = {w.worker for w in self.beat.workers.values() if w.phase == "waiting"} if self.beat else set()
+        return sorted(by_arbiter | by_themselves)
 
     def status(self, alive: Mapping[str, bool], now: float) -> dict[str, Any]:
         """What the page and /healthz show."""
         reasons, recent = list(self.reasons(alive, now)), self.beat.streams if self.beat else {}
         state = "red" if reasons else "ok" if self.unfinished() else "idle"
         streams = recent | self.unfinished()
-        return {"state": state, "reasons": reasons, "streams": streams, "processes": self.processes(alive)}
+        gpu = self.gpu if now - self.gpu_heard_s <= UNHEARD_S else None
+        return {
+            "state": state,
+            "reasons": reasons,
+            "streams": streams,
+            "processes": self.processes(alive),
+            "gpu": gpu,
+        }
 
     def metrics(self, alive: Mapping[str, bool]) -> Iterator[Metric]:
         lag = GaugeMetricFamily("swapscribe_lag_seconds", "How late captions are", labels=["stream"])
@@ -100,3 +123,22 @@ class Health:
         for name, yes in alive.items():
             up.add_metric([name], yes)
         yield from (lag, share, appends, up, head)
+        yield from self.gpu_metrics()
+
+    def gpu_metrics(self) -> Iterator[Metric]:
+        if self.gpu is None:
+            return
+        size = GaugeMetricFamily("swapscribe_gpu_bytes", "Memory of the GPU", labels=["what"])
+        state = GaugeMetricFamily(
+            "swapscribe_gpu_worker", "Where a GPU worker stands", labels=["worker", "state", "residency"]
+        )
+        leased = GaugeMetricFamily("swapscribe_gpu_worker_bytes", "Leased bytes", labels=["worker"])
+        waits = GaugeMetricFamily("swapscribe_gpu_wait_seconds", "How long it waits for the GPU", labels=["worker"])
+        for what in ("total", "used", "foreign", "cap", "counted"):
+            size.add_metric([what], getattr(self.gpu, f"{what}_bytes"))
+        for w in {w.worker: w for w in self.gpu.workers}.values():  # the newest life of each
+            state.add_metric([w.worker, w.state, w.residency], 1)
+            leased.add_metric([w.worker], w.bytes)
+            waits.add_metric([w.worker], w.waits_s)
+        swaps = CounterMetricFamily("swapscribe_gpu_swaps", "Bursts that made others leave", value=self.gpu.swaps)
+        yield from (size, state, leased, waits, swaps)

@@ -120,9 +120,14 @@ class Holder:
         return lease is not None and 0 < lease.max_hold_s <= now - self._taken_at
 
     def out_of_memory(self, peak_bytes: int, now: float) -> None:
-        """A load or a step did not fit: everything is offloaded. Want more, a little later."""
+        """A load or a step did not fit: everything is offloaded. Want more, a little later.
+
+        More than the card has would never be granted, and the next time it may do: so what it wanted before is `least`.
+        """
         self.gave_up()
-        self.want = msgspec.structs.replace(self.want, bytes=max(peak_bytes * 5 // 4, self.want.bytes))
+        was = self.want
+        least = was.least_bytes or was.bytes
+        self.want = msgspec.structs.replace(was, bytes=max(peak_bytes * 5 // 4, was.bytes), least_bytes=least)
         self._again_at = now + min(2.0**self.ooms, PAUSE_MOST_S)
         self.ooms += 1
 

@@ -6,8 +6,7 @@ superseded, by text or by the next gap: what fails again is not tried for ever.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,17 +15,18 @@ from common import messages as m
 from common.feed_client import FeedClient, replay
 from common.process import Process
 from common.settings import Settings
-from workers.poison import Poison
-from workers.steps import Step, Worker
+from workers.steps import Step
 
-Commit = Callable[[str, int, Step | None], m.At | None]
+if TYPE_CHECKING:
+    from workers.base import Runner
+    from workers.hearing import Hearing
 
 
 class Retries:
-    """Hears Retry events and carries them out, one at a time."""
+    """Hears Retry events and carries them out, one gap at a time."""
 
-    def __init__(self, process: Process, worker: Worker, poison: Poison, commit: Commit) -> None:
-        self.process, self.worker, self.poison, self.commit = process, worker, poison, commit
+    def __init__(self, process: Process, worker: Hearing) -> None:
+        self.process, self.worker = process, worker
         self.settings, self.log = process.settings, process.log
         self.waiting: list[m.Event] = []
         self._client = FeedClient(self.settings, kinds=("retry",))
@@ -34,17 +34,29 @@ class Retries:
     def look(self) -> None:
         self.waiting += [e for e in self._client.poll(0.0) if isinstance(e, m.Event) and e.kind == "retry"]
 
-    def carry_out(self, model: Any) -> m.At | None:
-        """The oldest one that waits: supersede every retryable gap it is about. Returns the place afterwards."""
+    def carry_out(self, runner: Runner) -> m.At | None:
+        """Supersede the next retryable gap that the oldest one is about; it is done when there is none left.
+
+        Returns the place afterwards, None when nothing could be done now (the GPU was needed elsewhere, a stop).
+        """
         event = self.waiting[0]
         body, stream = event.decode(), event.stream
-        at = self.commit(stream, -1, None)
-        while isinstance(body, m.Retry) and at and at.positions.get("retry", 0) < event.seq:
+        at = runner.commit(stream, -1, None)
+        if at is None:
+            return None
+        gap = None
+        if isinstance(body, m.Retry) and at.positions.get("retry", 0) < event.seq:
             gap = self._failed_before(event.seq, stream, body.span)
-            events = (self._again(model, stream, gap, event.seq),) if gap else ()
+            if self.process.stopping:
+                return None
+            superseding = self._again(runner, stream, gap, event.seq) if gap else None
+            if gap and superseding is None:
+                return None
+            events = (superseding,) if superseding else ()
             positions = {} if gap else {"retry": event.seq}
-            at = self.commit(stream, at.n, Step(positions=positions, events=events, state=at.state))
-        del self.waiting[0]
+            at = runner.commit(stream, at.n, Step(positions=positions, events=events, state=at.state))
+        if gap is None:
+            del self.waiting[0]
         return at
 
     def _failed_before(self, seq: int, stream: str, span: m.Span) -> m.Gap | None:
@@ -59,7 +71,7 @@ class Retries:
                 said = True
         return None
 
-    def _again(self, model: Any, stream: str, gap: m.Gap, seq: int) -> m.Body:
+    def _again(self, runner: Runner, stream: str, gap: m.Gap, seq: int) -> m.Body | None:
         after = {"revision": gap.revision + 1, "supersedes": f"{gap.segment}/{gap.revision}"}
         try:
             pcm = backlog.Reader(self.settings.streams / stream).samples(gap.span)
@@ -69,13 +81,16 @@ class Retries:
         if pcm is None:
             self.log.warning("cannot retry: the audio is gone", stream=stream, span=gap.span)
             return msgspec.structs.replace(gap, reason="failed; its audio is gone", retryable=False, **after)
-        if self.poison.begin(f"{stream} retry {seq}", gap.span[0]):  # a person asked: counted anew
+        if runner.poison.begin(f"{stream} retry {seq}", gap.span[0]):  # a person asked: counted anew
             try:
-                done = self.worker.again(model, stream, gap, pcm)
+                done = runner.step(self.worker.again(stream, gap, pcm))
             except Exception:
-                self.poison.failed()
+                runner.poison.failed()
                 self.log.exception("retry failed; the gap stays", stream=stream, span=gap.span)
             else:
+                if done is None:
+                    runner.poison.failed(counts=False)
+                    return None
                 self.log.info("gap superseded", stream=stream, span=gap.span)
                 return done
         else:

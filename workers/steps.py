@@ -1,4 +1,4 @@
-"""What a worker brings to the base: sessions that scan audio on the CPU, and steps that the model infers. No loop here.
+"""What a worker brings to the base: what there is to do, and steps that need its model. No loop and no lease here.
 
 A step is a pure function of model, state and work; positions, events and state of a step are committed together.
 """
@@ -6,14 +6,16 @@ A step is a pure function of model, state and work; positions, events and state 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from common import backlog
 from common import messages as m
 from common.process import Process
+
+if TYPE_CHECKING:
+    from workers.base import Runner
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,63 +26,62 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     state: bytes
 
 
-class Work(msgspec.Struct, frozen=True, kw_only=True):
-    """One bounded piece for the model: tiles `span`, begun by `silence` samples without speech."""
-
-    stream: str
-    span: m.Span
-    speech: m.Span
-    voiced: m.Span
-    pcm: bytes  # s16le of `speech`
-    state: bytes  # scan state after `span`
-
-
-class Session(ABC):
-    """One stream under work, from the place the journal gave."""
-
-    def __init__(self, folder: Path, meta: backlog.Meta, at: m.At) -> None:
-        self.folder, self.meta, self.at = folder, meta, at
-        self.served_s = 0.0  # monotonic clock of its last step
-        self.position = at.positions.get("audio", 0)
-
-    @property
-    @abstractmethod
-    def reached(self) -> int:
-        """Everything before this sample is scanned or belongs to the utterance under way."""
-
-    @abstractmethod
-    def scan(self) -> Step | Work | None:
-        """Look at more audio, bounded. None: nothing to do before more audio comes."""
-
-    @abstractmethod
-    def deaf(self) -> Step | None:
-        """A bounded Gap over audio that `scan` cannot survive; None: wait until there is more of it."""
-
-    @abstractmethod
-    def moved(self, at: m.At) -> None:
-        """The journal took the step; go on from `at`."""
-
-
 class Worker(ABC):
-    """What a concrete worker brings."""
+    """What a concrete worker brings. The work thread calls everything, save where it says otherwise."""
 
     name: str
+    lane = "live"  # of its wants: live | burst
 
     @abstractmethod
-    def load(self, process: Process) -> Any:
-        """Load the model; raises UserError in one line when it is missing."""
+    def load(self, process: Process) -> Sequence[Any]:
+        """Load the model into RAM: its torch modules. Raises UserError in one line when it is missing."""
 
     @abstractmethod
-    def open(self, folder: Path, meta: backlog.Meta, at: m.At) -> Session: ...
+    def key(self) -> str:
+        """The weights (sha256) and the settings that shape a step: what a calibration is valid for."""
 
     @abstractmethod
-    def infer(self, model: Any, state: bytes, work: Work) -> Step:
-        """Pure: the same samples, settings and state give the same step."""
+    def working_bytes(self) -> int:
+        """Device memory of its largest step beside the weights. A simulated device holds it to that, CUDA measures."""
 
     @abstractmethod
-    def skipped(self, state: bytes, work: Work, gap: m.Gap) -> Step:
-        """The step that stands in for `work` when it failed too often."""
+    def rehearse(self) -> Iterator[None]:
+        """Its largest step in pieces, on made-up input: what is calibrated."""
 
     @abstractmethod
-    def again(self, model: Any, stream: str, gap: m.Gap, pcm: bytes) -> m.Body:
-        """The event that supersedes a retryable gap."""
+    def look(self, runner: Runner, now: float) -> None:
+        """What is new? Cheap, called at least twice a second, never waits."""
+
+    @abstractmethod
+    def turn(self, runner: Runner) -> bool:
+        """One bounded piece of work; False when there is none now, be it that `runner.ready` is false."""
+
+    @abstractmethod
+    def needs_model(self) -> bool:
+        """A step waits for the model. Also asked by the control thread."""
+
+    # Asked by the control thread
+
+    def lags(self) -> dict[str, float]:
+        """How late it is, in seconds, per open stream."""
+        return {}
+
+    def late(self) -> float:
+        """How late it is on the worst live stream, in seconds."""
+        return max(self.lags().values(), default=0.0)
+
+    def silence_s(self) -> float:
+        """For how long nobody has spoken on any live stream."""
+        return 0.0
+
+    def positions(self) -> dict[str, int]:
+        """How far its inputs are consumed: it makes progress when this changes."""
+        return {}
+
+    def trouble(self) -> str:
+        """What keeps it from its work, for people; empty: nothing."""
+        return ""
+
+    def sockets(self) -> Sequence[Any]:
+        """That end the wait for work when they become readable; it drains them in `look`."""
+        return ()

@@ -7,32 +7,31 @@ the decoder's prompt), so a restart after a kill writes exactly what would have 
 
 from __future__ import annotations
 
-import re
-import zlib
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from common import backlog, models
+from common import backlog, card, models
 from common import messages as m
 from common.process import Process, arguments, main
-from common.settings import Settings, TranscriberSettings, UserError
+from common.settings import TranscriberSettings, UserError
 from workers._torch import set_up
 from workers.base import Runner
-from workers.steps import Step, Work, Worker
+from workers.captions import echoes, looping, loud, repeats, snapped
+from workers.hearing import Hearing, Work
+from workers.steps import Step
 from workers.utterances import State, Utterances, unpack
 from workers.vad import Floats, Rules, Vad
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # fallback of Radford et al. 2022, section 4.5
 PROMPT_TOKENS = 100
 PROMPT_TEMPERATURE = 0.5  # text decoded hotter than this is no context for what follows
+T = TypeVar("T")
+Pieces = Generator[None, None, T]
 EDGE_SAMPLES = m.SAMPLE_RATE // 5  # words may reach this far beyond what the VAD calls voice
-TAIL_SAMPLES = m.SAMPLE_RATE * 2 // 5  # alignment ends the last word early by up to this
-FRAME_SAMPLES = m.SAMPLE_RATE // 100  # sound is looked for in frames of 10 ms
-_WORD = re.compile(r"\w+")
 
 
 class Decoded(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,17 +45,18 @@ class Decoded(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class Transcriber(Worker):
+class Transcriber(Hearing):
     """Whisper with the thresholds and fallbacks of its paper, on one utterance at a time."""
 
     name = "transcriber"
 
-    def __init__(self, settings: Settings) -> None:
-        self.s: TranscriberSettings = settings.transcriber
+    def __init__(self, process: Process) -> None:
+        super().__init__(process)
+        self.s: TranscriberSettings = process.settings.transcriber
         self.rules = Rules.of(self.s)
         self.vad: Vad
 
-    def load(self, process: Process) -> Any:
+    def load(self, process: Process) -> Sequence[Any]:
         known = models.model(self.s.model)
         if self.s.language != "auto" and not known.knows(self.s.language):
             other = models.for_language(self.s.language)
@@ -78,24 +78,67 @@ class Transcriber(Worker):
         self.whisper = whisper
         dims = whisper.ModelDimensions(**models.stored(folder).dims)
         model = whisper.model.Whisper(dims)
-        weights = {k: v.float() for k, v in load_file(str(folder / "model.safetensors")).items()}
-        model.load_state_dict(weights, strict=False)
+        model.load_state_dict(load_file(str(folder / "model.safetensors")), strict=False)
         model.set_alignment_heads(whisper._ALIGNMENT_HEADS[self.s.model])
         model.eval()
+        self.half = card.kind(process.settings) == "cuda"
+        if self.half:
+            model.half()
+            for module in model.modules():  # whisper's own way: norms compute in float32, and keep their weights so
+                if isinstance(module, torch.nn.LayerNorm):
+                    module.float()
         self.vad = Vad(torch, vad_folder)
         self.model = model
-        return model
+        self._sha256 = models.stored(folder).sha256
+        return [model]
+
+    def key(self) -> str:
+        return f"{self.s.model} {self._sha256} threads={self.s.threads} half={self.half}"
+
+    def working_bytes(self) -> int:
+        """Of one utterance: encoder, caches of the decoder, and the attention that word times are made from."""
+        d, size = self.model.dims, 2 if self.half else 4
+        encoder = d.n_audio_ctx * (12 * d.n_audio_state + d.n_audio_head * d.n_audio_ctx) * size
+        caches = 2 * d.n_text_layer * (d.n_text_ctx + d.n_audio_ctx) * d.n_text_state * size
+        aligned = d.n_text_layer * d.n_text_head * d.n_text_ctx * d.n_audio_ctx * size
+        return int(encoder + caches + aligned + d.n_text_ctx * d.n_vocab * 4)
+
+    def rehearse(self) -> Iterator[None]:
+        """A whole window, decoded as far as the decoder goes, with word times."""
+        w, d = self.whisper, self.model.dims
+        mel = self.torch.zeros(d.n_mels, w.audio.N_FRAMES)
+        features = self.model.embed_audio(self._moved(mel)[None])[0]
+        yield
+        tokenizer = self._tokenizer(self._language(self.model) or "en")
+        tokens = tokenizer.encode(" and so on" * 80)[: d.n_text_ctx // 2 - 8]
+        result = w.DecodingResult(audio_features=features, language=tokenizer.language, tokens=tokens)
+        caches, hooks = self.model.install_kv_cache_hooks()
+        try:
+            for token in tokens:
+                last = self.torch.tensor([[token]]).to(features.device)
+                self.model.decoder(last, features[None], kv_cache=caches).argmax()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        caches.clear()
+        yield
+        span = (0, w.audio.N_SAMPLES)
+        self._words(self.model, features, mel, w.audio.N_FRAMES, result, span, span)
+
+    def _moved(self, mel: Any) -> Any:
+        """A spectrogram where the model is, in its precision."""
+        return mel.to(self.model.device, self.torch.float16 if self.half else self.torch.float32)
 
     def open(self, folder: Path, meta: backlog.Meta, at: m.At) -> Utterances:
         return Utterances(folder, meta, at, self.vad, self.rules)
 
     # -- infer ------------------------------------------------------------------------------------------------------
 
-    def infer(self, model: Any, state: bytes, work: Work) -> Step:
+    def infer(self, state: bytes, work: Work) -> Pieces[Step]:
         before = unpack(state)
         near = work.speech[0] - before.prompt_end <= self.s.prompt_within_s * m.SAMPLE_RATE
         near = near and before.model == self.s.model
-        done = self._hear(model, work.pcm, work.speech, work.voiced, before.prompt if near else ())
+        done = yield from self._hear(work.pcm, work.speech, work.voiced, before.prompt if near else ())
         prompt = before.prompt if near else ()
         prompt_end = before.prompt_end
         if done.text and not done.reason:
@@ -111,8 +154,8 @@ class Transcriber(Worker):
     def skipped(self, state: bytes, work: Work, gap: m.Gap) -> Step:
         return self._step(work, gap, State(vad=work.state))
 
-    def again(self, model: Any, stream: str, gap: m.Gap, pcm: bytes) -> m.Body:
-        done = self._hear(model, pcm, gap.span, gap.span, ())
+    def again(self, stream: str, gap: m.Gap, pcm: bytes) -> Pieces[m.Body]:
+        done = yield from self._hear(pcm, gap.span, gap.span, ())
         body = self._body(gap.segment, gap.span, done)
         old = f"{gap.segment}/{gap.revision}"
         return msgspec.structs.replace(body, revision=gap.revision + 1, supersedes=old)
@@ -129,22 +172,24 @@ class Transcriber(Worker):
             model=self.s.model,
         )
 
-    def _hear(self, model: Any, pcm: bytes, span: m.Span, voiced: m.Span, prompt: tuple[int, ...]) -> Decoded:
+    def _hear(self, pcm: bytes, span: m.Span, voiced: m.Span, prompt: tuple[int, ...]) -> Pieces[Decoded]:
         """Decode one utterance; never raises on odd audio, always says what it made of it."""
         audio = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768.0
         rms = float(np.sqrt(np.mean(np.square(audio, dtype=np.float64)))) if len(audio) else 0.0
         if rms <= 10 ** (self.s.level_gate_dbfs / 20):
             return Decoded(reason="too quiet")
-        w = self.whisper
+        w, model = self.whisper, self.model
         mel = w.log_mel_spectrogram(self.torch.from_numpy(audio), model.dims.n_mels, padding=w.audio.N_SAMPLES)
         frames = mel.shape[-1] - w.audio.N_FRAMES
         mel = w.pad_or_trim(mel, w.audio.N_FRAMES)
-        features = model.embed_audio(mel[None])[0]
-        result = self._decode(model, features, span[0], prompt)
+        features = model.embed_audio(self._moved(mel)[None])[0]
+        yield
+        result = yield from self._decode(model, features, span[0], prompt)
         text = result.text.strip()
         reason = self._why_not(result, text)
         if reason:
             return Decoded(text=text, language=result.language, reason=reason)
+        yield
         words = self._words(model, features, mel, frames, result, span, voiced)
         words = snapped(words, loud(audio), span[0], min(span[1], voiced[1] + EDGE_SAMPLES))
         tokens = tuple(t for t in result.tokens if t < self._tokenizer(result.language).eot)
@@ -152,12 +197,18 @@ class Transcriber(Worker):
             text=text, tokens=tokens, language=result.language, words=words, temperature=float(result.temperature)
         )
 
-    def _decode(self, model: Any, features: Floats, first: int, prompt: tuple[int, ...]) -> Any:
-        """Greedy with the prompt, then without it (it is what loops feed on), then warmer and warmer."""
+    def _decode(self, model: Any, features: Floats, first: int, prompt: tuple[int, ...]) -> Pieces[Any]:
+        """Greedy with the prompt, then without it (it is what loops feed on), then warmer and warmer.
+
+        Where nobody speaks, the decoder is sure of what the prompt tells it. So what repeats the text before counts
+        only when it is heard without that text, and what may be no speech only when it is heard without any prompt.
+        """
         lead = self._first_prompt()
         tries = [(TEMPERATURES[0], lead + prompt)] + [(t, lead) for t in (TEMPERATURES if prompt else TEMPERATURES[1:])]
         result = None
         while tries:
+            if result:
+                yield  # each try may take as long as the decoder goes
             (temperature, context), *tries = tries
             self.torch.manual_seed(first)  # sampling is a function of the place in the stream
             options = self.whisper.DecodingOptions(
@@ -165,16 +216,19 @@ class Transcriber(Worker):
                 temperature=temperature,
                 prompt=list(context) or None,
                 without_timestamps=True,
-                fp16=False,
+                fp16=self.half,
             )
             result = model.decode(features, options)
             quiet = result.no_speech_prob > self.s.no_speech_threshold
             unsure = result.avg_logprob < self.s.logprob_threshold
             if quiet and unsure:
                 break
-            if context and echoes(result.text, self.s.first_prompt):
+            if context and (quiet or echoes(result.text, self.s.first_prompt)):
                 tries = [(t, ()) for t in TEMPERATURES]  # what it says again without any prompt was really said
-            elif not (unsure or result.compression_ratio > self.s.compression_ratio_threshold):
+                continue
+            if len(context) > len(lead) and repeats(result.text, self._tokenizer(result.language).decode(prompt)):
+                continue
+            if not (unsure or result.compression_ratio > self.s.compression_ratio_threshold):
                 break
         return result
 
@@ -242,58 +296,8 @@ class Heard:
         return self._model.decoder(tokens, self._features[None])
 
 
-def loud(audio: Floats) -> npt.NDArray[np.bool_]:
-    """Which 10-ms frames of an utterance hold sound: within 25 dB of the loudest and 6 dB above its quiet tenth."""
-    frames = audio[: len(audio) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
-    if not len(frames):
-        return np.zeros(0, np.bool_)
-    level = 10 * np.log10(np.square(frames).mean(axis=1) + 1e-12)
-    over = level >= max(level.max() - 25.0, float(np.percentile(level, 10)) + 6.0)
-    return np.convolve(over, np.ones(3), "same") >= 2  # one frame alone is a click
-
-
-def snapped(words: tuple[m.Word, ...], sound: npt.NDArray[np.bool_], origin: int, limit: int) -> tuple[m.Word, ...]:
-    """The first word begins and the last one ends with the sound of the utterance, which begins at sample `origin`.
-
-    Alignment knows these two edges least: it begins at the utterance's start, and ends before the last sound fades.
-    """
-    if not words or not sound.any():
-        return words
-
-    def within(start: int, end: int) -> npt.NDArray[np.intp]:
-        a, b = (start - origin) // FRAME_SAMPLES, (end - origin) // FRAME_SAMPLES
-        return origin + FRAME_SAMPLES * (a + np.flatnonzero(sound[a:b]))
-
-    first = words[0]
-    if len(at := within(*first.span)):
-        first = msgspec.structs.replace(first, span=(max(first.span[0], int(at[0])), first.span[1]))
-    words = (first, *words[1:])
-    last = words[-1]
-    if len(at := within(last.span[0], min(limit, last.span[1] + TAIL_SAMPLES))):
-        last = msgspec.structs.replace(last, span=(last.span[0], max(last.span[0], int(at[-1]) + FRAME_SAMPLES)))
-    return (*words[:-1], last)
-
-
-def echoes(text: str, prompt: str) -> bool:
-    """True when `text` holds all of `prompt`, or is a piece of it of three words or more: heard in sounds that are no
-    speech, where the prompt is all that the decoder goes by."""
-    said, given = (f" {' '.join(_WORD.findall(s.lower()))} " for s in (text, prompt))
-    return given in said or (said in given and said.count(" ") > 3)
-
-
-def looping(text: str) -> bool:
-    """True when the same one to six words stand four times or more in a row, or fill a long text."""
-    words = text.lower().split()
-    for size in range(1, 7):
-        for i in range(len(words) - 4 * size + 1):
-            unit = words[i : i + size]
-            if all(words[i + k * size : i + (k + 1) * size] == unit for k in range(1, 4)):
-                return True
-    return len(text) > 80 and len(text) / len(zlib.compress(text.encode())) > 2.4
-
-
 def run(process: Process) -> None:
-    Runner(process, Transcriber(process.settings)).run()
+    Runner(process, Transcriber(process)).run()
 
 
 if __name__ == "__main__":

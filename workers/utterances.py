@@ -13,7 +13,8 @@ import numpy as np
 
 from common import backlog
 from common import messages as m
-from workers.steps import Session, Step, Work
+from workers.hearing import Session, Work
+from workers.steps import Step
 from workers.vad import FRAME, Cut, Rules, Segmenter, Vad
 
 SCAN_SAMPLES = 30 * m.SAMPLE_RATE  # audio looked at before others get their turn
@@ -54,6 +55,7 @@ class Utterances(Session):
         self._segmenter = Segmenter(self._rules)
         self._cut: Cut | None = None
         self._final = 0  # a hole or the end of the stream stands at this sample; 0: not in sight
+        self._voice_end = self.position  # first sample after the last frame of speech
 
     @property
     def _heard(self) -> int:
@@ -64,6 +66,10 @@ class Utterances(Session):
         # A cut that waits is a complete utterance nobody has processed: the lag is its age.
         cut = self._cut  # another thread asks
         return self.position + cut.end * FRAME if cut else self._heard
+
+    @property
+    def silence_s(self) -> float:
+        return 0.0 if self._cut else backlog.seconds(self._heard - self._voice_end)
 
     def scan(self) -> Step | Work | None:
         budget = SCAN_SAMPLES
@@ -93,6 +99,8 @@ class Utterances(Session):
         frame = np.frombuffer(raw.ljust(FRAME * 2, b"\0"), "<i2").astype(np.float32) / 32768.0
         p, state = self._vad.step(frame, self._states[k])
         self._states.append(state)
+        if p >= self._rules.ends_below:
+            self._voice_end = self.position + (k + 1) * FRAME
         self._cut = self._segmenter.push(p)
 
     def _finish(self) -> Step | Work:

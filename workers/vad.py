@@ -59,6 +59,11 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     longest: int
     silence_run: int
 
+    @property
+    def ends_below(self) -> float:
+        """Probability under which a frame is no longer speech."""
+        return self.threshold - HYSTERESIS
+
     @classmethod
     def of(cls, s: TranscriberSettings) -> Rules:
         def frames(ms: float) -> int:
@@ -104,7 +109,7 @@ class Segmenter:
     def push(self, p: float) -> Cut | None:
         r, now = self.rules, len(self.probs)
         self.probs.append(p)
-        low = r.threshold - HYSTERESIS
+        low = r.ends_below
         if self._onset < 0:
             self._run = self._run + 1 if p >= (low if self._run else r.threshold) else 0
             if self._run < r.min_speech:

@@ -29,7 +29,7 @@ from common import messages as m
 from common.settings import UserError
 from workers.health import Health
 
-SHOWN = ("transcript", "suppressed", "gap", "stream_started", "stream_ended", "purged")
+SHOWN = ("transcript", "suppressed", "gap", "summary", "stream_started", "stream_ended", "purged")
 BACK = 1000  # a new page begins so many seqs before the head
 
 
@@ -41,14 +41,16 @@ class Viewer:
         self.names = topology.names(p.settings)
 
     def follow(self) -> None:
-        sub = wire.subscriber([wire.ipc(self.p.settings, "pub")], ["beat", *(f"event.{k}" for k in SHOWN)])
+        sub = wire.subscriber([wire.ipc(self.p.settings, "pub")], ["beat", "live.gpu", *(f"event.{k}" for k in SHOWN)])
         while not self.p.stopping:
             if sub.poll(200) and (frames := wire.receive(sub)):
-                if frames[0] == b"beat":
-                    try:
+                try:
+                    if frames[0] == b"beat":
                         self.health.take(msgspec.msgpack.decode(frames[-1], type=m.Beat), time.monotonic())
-                    except m.UNDECODABLE as e:
-                        self.p.log.warning("bad beat dropped", reason=str(e))
+                    elif frames[0] == b"live.gpu":
+                        self.health.take_gpu(msgspec.msgpack.decode(frames[-1], type=m.GpuState), time.monotonic())
+                except m.UNDECODABLE as e:
+                    self.p.log.warning("bad message dropped", topic=frames[0].decode(), reason=str(e))
                 self.news += 1
 
     def alive(self) -> dict[str, bool]:  # asking for our own lock would drop it
@@ -93,8 +95,8 @@ class Viewer:
         anchors = {stream: backlog.anchors(self.p.settings.streams / stream) for stream in {e.stream for e in events}}
         for e in events:
             row: dict[str, Any] = msgspec.to_builtins(e.decode()) or {}  # a tombstone has nothing to show
-            row |= {"seq": e.seq, "stream": e.stream, "kind": e.kind, "words": None}
-            first = row.get("span", (0, 0))[0]
+            row |= {"seq": e.seq, "stream": e.stream, "kind": e.kind, "producer": e.producer, "words": None}
+            first = (row.get("span") or (0, 0))[0]
             near = next((a for a in reversed(anchors[e.stream]) if a.sample <= first), None)
             row["clock_ms"] = near and near.wall_ns // 1_000_000 + (first - near.sample) // 16
             yield f"id: {e.seq}\ndata: {msgspec.json.encode(row).decode()}\n\n"

@@ -1,0 +1,308 @@
+"""Who should be on the GPU now, and why the others wait (DESIGN §4, docs/swap.md "Who gets the GPU").
+
+In: every worker that speaks, the cap, what a person ordered, what the policy remembered, the time. Out: whom to
+revoke, whom to grant next, a line of reason for each that waits, and when to ask again. Pure: the ledger decides
+whether bytes are free, this file only what would be good. What it remembers is lost with the arbiter: no harm.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import inf
+
+import msgspec
+
+from arbiter.effects import FREE, GRANTED, KILLED, LOST, RECLAIMING
+from arbiter.view import Burst, Plan, View, Worker, gib
+from common.messages import Incarnation
+from common.settings import GpuSettings
+from common.topology import COVERAGE_PRODUCER
+
+KEEP_AT_LEAST_S = 2.0  # a live worker that displaced another stays so long, or so many times its reload
+KEEP_RELOADS = 10.0
+REST_SWAPS = 9.0  # rest after a burst, in times of what its swap cost: switching takes at most a tenth of the time
+WEIGHT = {COVERAGE_PRODUCER: 4.0, "translator": 2.0}  # what a second without it costs, beside any other worker
+MOST_COMPARED = 10  # live workers, the first by weight: every subset of them is looked at
+
+
+def decide(view: View, settings: GpuSettings, now: float) -> Plan:
+    return _Decision(view, settings, now).plan()
+
+
+class _Decision:
+    """One call of `decide`, its steps in reading order."""
+
+    def __init__(self, view: View, settings: GpuSettings, now: float) -> None:
+        self.view, self.set, self.now, self.memory = view, settings, now, view.memory
+        self.wakes: list[float] = []
+        self.waits: dict[Incarnation, str] = {}
+        self.room = max(0, view.cap_bytes - sum(w.bytes for w in view.workers if w.state is LOST))
+        self.crowded = sum(max(w.want_bytes, w.bytes) for w in view.workers if w.lane == "live") > self.room
+        self.workers = [self._modest(w) for w in view.workers]
+        able = [w for w in self.workers if w.state not in (LOST, RECLAIMING, KILLED) and w.want_bytes > 0]
+        self.refused = [w for w in able if w.want_bytes > self.room]
+        for w in self.refused:
+            self.waits[w.who] = (
+                f"it wants {gib(w.want_bytes)}, the card has {gib(self.room)} for leases{view.sum_text}: "
+                "it will never fit; choose a smaller model or quantise"
+            )
+        # One that is refused more than it has keeps what it has.
+        self.stays = [w for w in self.refused if w.state is GRANTED]
+        self.room -= sum(w.bytes for w in self.stays)
+        able = [w for w in able if w not in self.refused]
+        for w in able:
+            if w.off_until_s > now:
+                self.wakes.append(w.off_until_s)
+                self.waits[w.who] = f"evicted by hand, for {w.off_until_s - now:.0f} s more"
+        able = [w for w in able if w.off_until_s <= now]
+        self.live = sorted((w for w in able if w.lane == "live"), key=lambda w: (-_weight(w), w.since_s, w.name))
+        self.others = sorted((w for w in able if w.lane != "live"), key=self._order)
+        self.fixed = [w for w in able if w.pinned and w.state is GRANTED]  # nobody takes these away
+        self.silence_s = min((w.silence_s for w in self.live), default=inf)
+        names = [w.name for w in able]
+        if self.memory.forced not in names:
+            self.memory = msgspec.structs.replace(self.memory, forced="")
+        running = [w for w in self.others if w.state is GRANTED and w.lane == "burst"]
+        if self.memory.burst is None and running:  # the arbiter was started again meanwhile
+            since_s = running[0].granted_at_s
+            found = Burst(who=running[0].who, began_s=since_s, held_s=since_s, cost_s=2 * running[0].load_s)
+            self.memory = msgspec.structs.replace(self.memory, burst=found)
+
+    def _modest(self, w: Worker) -> Worker:
+        """What it wants; or all there is, or the least where the live ones crowd, if it can do with that.
+
+        Who has something in between keeps it: no resizing.
+        """
+        if not w.least_bytes:
+            return w
+        size = w.least_bytes if self.crowded and w.lane == "live" else min(w.want_bytes, self.room)
+        if w.state is GRANTED and w.least_bytes <= w.bytes <= w.want_bytes:
+            size = w.bytes
+        return msgspec.structs.replace(w, want_bytes=size) if size >= w.least_bytes else w
+
+    def plan(self) -> Plan:
+        burst, free_ride = self._burst()
+        self.lag_s = max((w.lag_s for w in self.live if w is not burst), default=0.0)
+        ended = self._end(burst, free_ride) if burst and self._runs(burst) else ""
+        if burst and ended:
+            self.waits[burst.who] = ended
+        go = burst is not None and not ended and self._goes(burst, free_ride)
+        target = self._target(burst if go else None, burst if ended else None, free_ride)
+        self._remember(burst, go, ended, target)
+        revoke = self._revocations(target, burst if go else None, bool(ended))
+        grant = None if revoke else self._grant(target, burst if go else None, free_ride)
+        phase, reason = self._phase(burst, go, free_ride, ended, target)
+        return Plan(
+            revoke=tuple(revoke),
+            grant=grant,
+            waits=self.waits,
+            refused=tuple(w.who for w in self.refused),
+            phase=phase,
+            reason=reason,
+            wake_at_s=min((t for t in self.wakes if t > self.now), default=inf),
+            memory=self.memory,
+        )
+
+    # Which burst, and whether it goes
+
+    def _order(self, w: Worker) -> tuple[bool, bool, float, str]:
+        return w.name != self.memory.forced, w.lane == "batch", w.since_s, w.name
+
+    def _burst(self) -> tuple[Worker | None, bool]:
+        """(the burst that runs, or the first wanted; whether it fits beside everything live).
+
+        A live worker that does not fit beside the better ones takes its turn as a burst: else it would never have one.
+        """
+        self.kept = kept = self._keep(self.live, self.room)
+        running = [w for w in self.live + self.others if self._runs(w)]
+        waiting = [w for w in [*self.others, *(w for w in self.live if w not in kept)] if w.state is not GRANTED]
+        candidates = sorted(waiting, key=self._order)
+        chosen = running[:1] or [w for w in candidates if self._can_go(w)][:1]
+        for w in candidates:
+            if w not in chosen:
+                self.waits[w.who] = f"{chosen[0].name} is first" if chosen else self._pinned_words()
+        if not chosen:
+            return None, False
+        one = chosen[0]
+        beside = sum(w.want_bytes for w in self.live if w is not one)
+        return one, beside + one.want_bytes <= self.room
+
+    def _runs(self, w: Worker) -> bool:
+        return self.memory.burst is not None and self.memory.burst.who == w.who
+
+    def _can_go(self, w: Worker) -> bool:
+        return w.want_bytes + sum(f.want_bytes for f in self.fixed if f is not w) <= self.room
+
+    def _pinned_words(self) -> str:
+        return f"{', '.join(w.name for w in self.fixed)} is pinned (swapscribe gpu unpin)"
+
+    def _end(self, w: Worker, free_ride: bool) -> str:
+        """Why a running burst has to give back now, if it has."""
+        assert self.memory.burst
+        if free_ride or (w.pinned and w.state is GRANTED):
+            return ""
+        held_s = self.memory.burst.held_s
+        ran = self.now - held_s  # below 0 until it is granted
+        cuts = self.memory.cuts.get(w.name, 0)
+        if ran >= self.set.max_hold_s:
+            return f"it had its {self.set.max_hold_s:.0f} s"
+        if w.lane == "batch" and any(o.lane == "burst" for o in self.others):
+            return "a burst is wanted, and batch work comes last"
+        if self.lag_s > self.set.lag_hard_s and ran >= self.set.burst_min_s and cuts < self.set.max_cuts:
+            return f"cut short: captions are {self.lag_s:.0f} s late"
+        self.wakes += [held_s + self.set.max_hold_s, held_s + self.set.burst_min_s]
+        return ""
+
+    def _goes(self, w: Worker, free_ride: bool) -> bool:
+        """Now, or why not yet."""
+        since = max(w.since_s, self.memory.served_s.get(w.name, -inf))
+        waited = self.now - since
+        if self._runs(w) or free_ride or w.name == self.memory.forced or waited >= self.set.overdue_s:
+            return True
+        quiet = self.silence_s >= self.set.silence_s or waited >= self.set.patience_s
+        late = self.lag_s > self.set.lag_soft_s
+        rests = self.now < self.memory.rest_until_s
+        missing = [k for k in self.kept if k is not w and not k.ready]
+        if quiet and not late and not rests and not missing:
+            return True
+        if missing:
+            why = f"{missing[0].name} comes first"
+        elif late:
+            why = f"captions are {self.lag_s:.1f} s late"
+        elif rests:
+            why = f"the GPU rests from swapping for {self.memory.rest_until_s - self.now:.0f} s more"
+        else:
+            why = f"somebody speaks; it waits {since + self.set.patience_s - self.now:.0f} s more for a pause"
+        self.waits[w.who] = f"{why}; overdue in {since + self.set.overdue_s - self.now:.0f} s"
+        self.wakes += [since + self.set.overdue_s, since + self.set.patience_s, self.memory.rest_until_s]
+        return False
+
+    def _remember(self, burst: Worker | None, go: bool, ended: str, target: list[Worker]) -> None:
+        was, change = self.memory.burst, msgspec.structs.replace
+        running = was is not None and burst is not None and burst.who == was.who
+        if was is not None and (not running or ended):  # it is done (or dead), cut, or over
+            name = was.who.worker
+            cuts = {k: n for k, n in self.memory.cuts.items() if k != name}
+            if ended.startswith("cut"):
+                cuts[name] = self.memory.cuts.get(name, 0) + 1
+            self.memory = change(
+                self.memory,
+                burst=None,
+                cuts=cuts,
+                returning=was.cost_s > 0,
+                served_s=self.memory.served_s | {name: self.now},
+                lasted_s=self.memory.lasted_s | ({name: self.now - was.held_s} if was.held_s < self.now else {}),
+                rest_until_s=self.now + REST_SWAPS * was.cost_s if was.cost_s else self.memory.rest_until_s,
+            )
+        if was and running and not ended and burst and burst.state is GRANTED and was.held_s == inf:
+            self.memory = change(self.memory, burst=change(was, held_s=burst.granted_at_s))
+        if burst and go and not (running and was):
+            leaves = [w for w in self.live if w.state is GRANTED and w not in target]
+            cost = burst.load_s + burst.offload_s + sum(w.load_s + w.offload_s for w in leaves) if leaves else 0.0
+            began = Burst(who=burst.who, began_s=self.now, cost_s=cost)
+            swaps = self.memory.swaps + bool(leaves)
+            self.memory = change(self.memory, burst=began, swaps=swaps, returning=False, forced="")
+
+    # Who should be there, and the next move
+
+    def _keep(self, workers: list[Worker], room: int) -> list[Worker]:
+        """The ones to keep in `room`: those left out cost the least (reload time x weight); pinned ones first."""
+        fixed = [w for w in workers if w in self.fixed]
+        free = [w for w in workers if w not in fixed][:MOST_COMPARED]
+        room -= sum(w.want_bytes for w in fixed)
+        best, least = fixed, inf
+        for n in range(len(free), -1, -1):
+            for some in combinations(free, n):
+                cost = sum(w.load_s * _weight(w) for w in free if w not in some)
+                if cost < least and sum(w.want_bytes for w in some) <= room:
+                    best, least = fixed + list(some), cost
+        return best
+
+    def _target(self, burst: Worker | None, ended: Worker | None, free_ride: bool) -> list[Worker]:
+        """Everybody who should be there, in the order in which they are granted."""
+        first = [burst] if burst else []
+        left = self.room - sum(w.want_bytes for w in first)
+        pinned = [w for w in self.fixed if w not in first and w.lane != "live"]
+        left -= sum(w.want_bytes for w in pinned)
+        live = [w for w in self.live if w not in first]
+        kept = self._keep(live, left)
+        left -= sum(w.want_bytes for w in kept)
+        out = pinned + [w for w in live if w in kept]
+        out = out + first if free_ride else first + out
+        for w in live:
+            if w not in kept:
+                beside = ", ".join(x.name for x in out)
+                self.waits.setdefault(w.who, f"{beside} {'has' if burst else 'is on'} the GPU")
+        for w in self.others:  # who disturbs nobody may stay, and may come when nothing live waits
+            comes = w.state is GRANTED or len(kept) == len(live)
+            if w not in out and w is not ended and comes and w.want_bytes <= left:
+                out.append(w)
+                left -= w.want_bytes
+                self.waits.pop(w.who, None)
+        return out
+
+    def _revocations(self, target: list[Worker], burst: Worker | None, ended: bool) -> list[tuple[Incarnation, str]]:
+        out = []
+        for w in self.workers:
+            if w.state is not GRANTED or w.want_bytes == 0:
+                continue  # (who wants nothing is revoked by the ledger)
+            if w.off_until_s > self.now:
+                out.append((w.who, "evicted by hand"))
+            elif w in self.stays:
+                continue
+            elif w not in target:
+                stays_until = w.granted_at_s + max(KEEP_AT_LEAST_S, KEEP_RELOADS * w.load_s)
+                if burst or ended or w.lane != "live" or self.now >= stays_until:
+                    why = f"makes room for {burst.name}" if burst else self.waits.get(w.who, "others need its room")
+                    out.append((w.who, why))
+                else:
+                    self.wakes.append(stays_until)
+            elif w.want_bytes != w.bytes:
+                out.append((w.who, f"resize: it wants {gib(w.want_bytes)} and has {gib(w.bytes)}"))
+        return out
+
+    def _grant(
+        self, target: list[Worker], burst: Worker | None, free_ride: bool
+    ) -> tuple[Incarnation, int, float] | None:
+        """The first of the target that is not there, if its bytes are free and nobody else is loading."""
+        patience_s = self.set.stuck_after_s  # one that never loads does not keep the others from it
+        loads = [w for w in self.workers if w.state is GRANTED and not w.ready]
+        self.wakes += [w.granted_at_s + patience_s for w in loads]
+        loads = [w for w in loads if self.now < w.granted_at_s + patience_s]
+        counted = sum(w.bytes for w in self.workers)
+        found = None
+        for w in target:
+            if w.state is GRANTED:
+                continue
+            if found is None and w.state is FREE and not loads and counted + w.want_bytes <= self.view.cap_bytes:
+                hold = self.set.max_hold_s if w is burst and not free_ride and not w.pinned else 0.0
+                found = (w.who, w.want_bytes, hold)
+            busy = [x for x in self.workers if x.state is not FREE and x.state is not GRANTED and x is not w]
+            why = f"{loads[0].name} is loading" if loads else f"{busy[0].name} has not given back" if busy else "next"
+            self.waits.setdefault(w.who, why)
+            loads = loads or [w]
+        return found
+
+    def _phase(
+        self, burst: Worker | None, go: bool, free_ride: bool, ended: str, target: list[Worker]
+    ) -> tuple[str, str]:
+        dying = [w for w in self.workers if w.state in (KILLED, RECLAIMING) and w.bytes]
+        missing = [w for w in target if w.state is not GRANTED or not w.ready]
+        if self.memory.returning and not any(w in self.live for w in missing):
+            self.memory = msgspec.structs.replace(self.memory, returning=False)
+        if dying:
+            return "reclaiming", f"{dying[0].name} is {dying[0].state}; its {gib(dying[0].bytes)} are not free yet"
+        swapped = self.memory.burst is not None and self.memory.burst.cost_s > 0
+        if go and burst and (swapped or not free_ride):
+            if burst in missing:
+                return "making room", f"{burst.name} comes"
+            return "burst", f"{burst.name} has the GPU"
+        if self.memory.returning:
+            return "giving back", f"{ended or 'the burst is over'}; {missing[0].name if missing else 'all'} comes back"
+        if go and burst:
+            return "free ride", f"{burst.name} fits beside everything live"
+        return "idle", f"{missing[0].name} is loading" if missing else ""
+
+
+def _weight(w: Worker) -> float:
+    return WEIGHT.get(w.name, 1.0)

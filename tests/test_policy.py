@@ -1,0 +1,360 @@
+"""Every rule of the policy (docs/swap.md "Who gets the GPU"), each with a test that fails without it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from arbiter.effects import FREE, GRANTED, LOST, REVOKED
+from arbiter.policy import decide
+from arbiter.view import Burst, Memory, Plan, View, Worker
+from common.messages import Incarnation
+from common.settings import GpuSettings
+
+pytestmark = pytest.mark.pure
+
+SET = GpuSettings()
+CAP = 16 * 2**30
+G = 2**30
+NOW = 1000.0
+
+
+def who(name: str, pid: int = 1) -> Incarnation:
+    return Incarnation(worker=name, pid=pid, started_ticks=1, nonce="0" * 16)
+
+
+def on(name: str, size: int, **more: Any) -> Worker:
+    """Granted and resident for long."""
+    plain = {"bytes": size * G, "want_bytes": size * G, "ready": True, "granted_at_s": NOW - 500.0, "reload_s": 1.0}
+    return Worker(**({"who": who(name), "state": GRANTED, "since_s": NOW - 500.0} | plain | more))
+
+
+def off(name: str, size: int, **more: Any) -> Worker:
+    """Wants, and has nothing."""
+    return Worker(
+        **({"who": who(name), "state": FREE, "want_bytes": size * G, "since_s": NOW - 1.0, "reload_s": 1.0} | more)
+    )
+
+
+def plan(*workers: Worker, memory: Memory | None = None, cap: int = CAP, now: float = NOW) -> Plan:
+    return decide(View(workers=workers, cap_bytes=cap, sum_text=" (the sum)", memory=memory or Memory()), SET, now)
+
+
+def leaves(p: Plan) -> set[str]:
+    return {w.worker for w, _ in p.revoke}
+
+
+def granted(p: Plan) -> str:
+    return p.grant[0].worker if p.grant else ""
+
+
+def why(p: Plan, name: str) -> str:
+    return next(text for w, text in p.waits.items() if w.worker == name)
+
+
+STACK = (on("transcriber", 6, silence_s=2.0), on("translator", 5), on("diarizer", 3))
+RUNNING = Memory(burst=Burst(who=who("summarizer"), began_s=NOW - 10.0, held_s=NOW - 10.0, cost_s=2.0))
+EVICTED = (off("transcriber", 6), off("translator", 5), off("diarizer", 3))
+SUMMARIZER = on("summarizer", 14, lane="burst", granted_at_s=NOW - 10.0, since_s=NOW - 60.0)
+
+
+def burst(size: int = 14, **more: Any) -> Worker:
+    return off("summarizer", size, **({"lane": "burst"} | more))
+
+
+# refuse
+
+
+def test_a_want_over_the_cap_is_refused_and_evicts_nobody() -> None:
+    p = plan(*STACK, burst(17))
+    assert not p.revoke and not p.grant and p.refused == (who("summarizer"),)
+    assert "wants 17.0 GiB" in why(p, "summarizer") and "(the sum): it will never fit" in why(p, "summarizer")
+
+
+def test_one_that_is_refused_more_keeps_what_it_has() -> None:
+    greedy = on("transcriber", 6, want_bytes=17 * G)
+    p = plan(greedy, off("translator", 11))
+    assert not p.revoke and not p.grant, "its 6 are not anybody's"
+    assert granted(plan(greedy, off("translator", 10))) == "translator"
+
+
+def test_who_wants_too_much_after_running_out_of_memory_gets_all_there_is() -> None:
+    """Else one transient lack of memory would keep a big model away for good."""
+    grown = burst(17, least_bytes=14 * G)
+    p = plan(on("transcriber", 6, silence_s=2.0), grown)
+    assert leaves(p) == {"transcriber"} and not p.refused
+    assert plan(off("transcriber", 6), grown, memory=RUNNING).grant == (who("summarizer"), CAP, SET.max_hold_s)
+    has = on("summarizer", 15, want_bytes=17 * G, least_bytes=14 * G, lane="burst")
+    assert not plan(has, memory=RUNNING).revoke, "and is not resized for a little more"
+    assert plan(burst(17, least_bytes=17 * G)).refused
+
+
+def test_live_workers_that_have_not_been_measured_share_where_their_guesses_do_not_fit() -> None:
+    """Else the guesses of three that fit together would throw each other out until each has been measured."""
+    guess = [off(n, 9, least_bytes=k * G) for n, k in (("transcriber", 6), ("translator", 5), ("diarizer", 3))]
+    p = plan(*guess)
+    assert p.grant and p.grant[:2] == (who("transcriber"), 6 * G)
+    p = plan(on("transcriber", 6, want_bytes=9 * G, least_bytes=6 * G), *guess[1:])
+    assert p.grant and p.grant[:2] == (who("translator"), 5 * G) and not p.revoke
+    assert plan(guess[0]).grant == (who("transcriber"), 9 * G, 0.0), "alone it gets what it wants"
+
+
+# free ride
+
+
+def test_what_fits_beside_everything_live_just_comes() -> None:
+    late = on("transcriber", 6, lag_s=100.0, silence_s=0.0)
+    p = plan(late, burst(10))
+    assert granted(p) == "summarizer" and not p.revoke and p.phase == "free ride"
+    assert p.grant and p.grant[2] == 0.0, "nobody waits for it: no longest hold"
+    assert p.memory.swaps == 0
+
+
+def test_a_free_rider_is_neither_cut_nor_over() -> None:
+    ride = on("summarizer", 10, lane="burst", granted_at_s=NOW - 900.0)
+    began = Memory(burst=Burst(who=ride.who, began_s=NOW - 900.0, held_s=NOW - 900.0))
+    assert not plan(on("transcriber", 6, lag_s=100.0), ride, memory=began).revoke
+
+
+# calm, silence, patience, overdue, rest
+
+
+def test_a_calm_moment_begins_a_burst_and_everybody_in_its_way_leaves() -> None:
+    p = plan(*STACK, burst())
+    assert leaves(p) == {"transcriber", "translator", "diarizer"} and not p.grant
+    assert p.phase == "making room" and p.memory.swaps == 1
+    assert p.memory.burst and p.memory.burst.cost_s == 4.0
+
+
+def test_captions_that_are_late_put_it_off() -> None:
+    late = on("transcriber", 6, lag_s=4.1, silence_s=2.0)
+    p = plan(late, burst(since_s=NOW - 79.0))
+    assert not p.revoke and why(p, "summarizer") == "captions are 4.1 s late; overdue in 41 s"
+    assert p.wake_at_s == NOW + 41.0
+
+
+def test_it_waits_for_a_pause_but_not_for_ever() -> None:
+    speech = on("transcriber", 6, silence_s=0.2)
+    p = plan(speech, burst(since_s=NOW - 5.0))
+    assert not p.revoke and "somebody speaks" in why(p, "summarizer") and p.wake_at_s == NOW + 40.0
+    assert plan(speech, burst(since_s=NOW - 45.0)).revoke
+
+
+def test_overdue_wins_over_lag() -> None:
+    late = on("transcriber", 6, lag_s=50.0)
+    assert not plan(late, burst(since_s=NOW - 119.0)).revoke
+    assert plan(late, burst(since_s=NOW - 120.0)).revoke
+
+
+def test_overdue_wins_once_an_interval() -> None:
+    late = on("transcriber", 6, lag_s=50.0)
+    served = Memory(served_s={"summarizer": NOW - 10.0})
+    p = plan(late, burst(since_s=NOW - 500.0), memory=served)
+    assert not p.revoke and "overdue in 110 s" in why(p, "summarizer")
+
+
+def test_after_a_swap_the_gpu_rests() -> None:
+    rests = Memory(rest_until_s=NOW + 18.0)
+    p = plan(*STACK, burst(), memory=rests)
+    assert not p.revoke and "rests from swapping for 18 s" in why(p, "summarizer") and p.wake_at_s == NOW + 18.0
+    assert plan(*STACK, burst(since_s=NOW - 120.0), memory=rests).revoke, "overdue wins over rest too"
+
+
+def test_switching_takes_a_tenth_of_the_time_at_most() -> None:
+    done = msgspec.structs.replace(SUMMARIZER, want_bytes=0)
+    p = plan(*EVICTED, done, memory=RUNNING)
+    assert p.memory.burst is None and p.memory.rest_until_s == NOW + 9 * 2.0
+
+
+# running, cut, over
+
+
+def test_a_running_burst_goes_on_and_nobody_comes_back_meanwhile() -> None:
+    p = plan(*EVICTED, SUMMARIZER, memory=RUNNING)
+    assert not p.revoke and not p.grant and p.phase == "burst"
+    assert why(p, "transcriber") == "summarizer has the GPU"
+
+
+def test_a_burst_is_cut_when_captions_are_far_too_late() -> None:
+    late = (off("transcriber", 6, lag_s=21.0), *EVICTED[1:])
+    p = plan(*late, SUMMARIZER, memory=RUNNING)
+    assert leaves(p) == {"summarizer"} and p.memory.cuts == {"summarizer": 1}
+    assert "cut short: captions are 21 s late" in why(p, "summarizer")
+
+
+def test_a_burst_is_not_cut_in_its_first_seconds_nor_too_often() -> None:
+    late = (off("transcriber", 6, lag_s=21.0), *EVICTED[1:])
+    young = Memory(burst=Burst(who=who("summarizer"), began_s=NOW - 1.0, held_s=NOW - 1.0, cost_s=2.0))
+    p = plan(*late, SUMMARIZER, memory=young)
+    assert not p.revoke and p.wake_at_s == NOW + SET.burst_min_s - 1.0
+    assert not plan(*late, SUMMARIZER, memory=msgspec.structs.replace(RUNNING, cuts={"summarizer": 3})).revoke
+
+
+def test_a_burst_that_is_done_forgets_its_cuts() -> None:
+    done = msgspec.structs.replace(SUMMARIZER, want_bytes=0)
+    assert plan(*EVICTED, done, memory=msgspec.structs.replace(RUNNING, cuts={"summarizer": 2})).memory.cuts == {}
+
+
+def test_a_burst_is_over_after_its_longest_hold() -> None:
+    old = Memory(burst=Burst(who=who("summarizer"), began_s=NOW - 60.0, held_s=NOW - 60.0, cost_s=2.0))
+    p = plan(*EVICTED, SUMMARIZER, memory=old)
+    assert leaves(p) == {"summarizer"} and p.memory.lasted_s == {"summarizer": 60.0}
+    assert plan(*EVICTED, SUMMARIZER, memory=RUNNING).wake_at_s == NOW + 50.0
+
+
+def test_its_time_runs_from_the_grant_not_from_the_wait_for_room() -> None:
+    comes = Memory(burst=Burst(who=who("summarizer"), began_s=NOW - 70.0, cost_s=2.0))
+    assert plan(*EVICTED, burst(), memory=comes).grant
+    p = plan(*EVICTED, SUMMARIZER, memory=comes)
+    assert not p.revoke and p.memory.burst and p.memory.burst.held_s == SUMMARIZER.granted_at_s
+
+
+def test_the_lease_of_a_burst_names_its_longest_hold() -> None:
+    p = plan(*EVICTED, burst(), memory=RUNNING)
+    assert p.grant == (who("summarizer"), 14 * G, SET.max_hold_s)
+
+
+def test_a_dead_burst_is_over() -> None:
+    p = plan(*EVICTED, memory=RUNNING)
+    assert granted(p) == "transcriber" and p.memory.burst is None and p.phase == "giving back"
+
+
+def test_a_burst_found_on_the_gpu_by_a_new_arbiter_runs() -> None:
+    p = plan(*EVICTED, SUMMARIZER)
+    assert not p.revoke and p.memory.burst and p.memory.burst.began_s == NOW - 10.0 and p.phase == "burst"
+
+
+# target
+
+
+def test_only_the_cheapest_leave() -> None:
+    assert leaves(plan(*STACK, burst(8))) == {"translator", "diarizer"}, "the captions stay"
+    assert leaves(plan(*STACK, burst(4))) == {"diarizer"}
+    dear = (STACK[0], STACK[1], on("diarizer", 3, reload_s=9.0))
+    assert leaves(plan(*dear, burst(7))) == {"translator"}, "what takes long to come back stays"
+
+
+def test_the_transcriber_comes_first_after_a_burst_one_after_the_other() -> None:
+    back = (off("diarizer", 3, since_s=0.0), off("translator", 5), off("transcriber", 6))
+    p = plan(*back)
+    assert granted(p) == "transcriber" and why(p, "translator") == "transcriber is loading"
+    loading = on("transcriber", 6, ready=False, granted_at_s=NOW - 1.0)
+    p = plan(back[0], back[1], loading)
+    assert not p.grant, "one load on the bus at a time"
+    assert granted(plan(back[0], back[1], on("transcriber", 6))) == "translator"
+
+
+def test_one_that_never_loads_does_not_keep_the_others_waiting() -> None:
+    stuck = on("transcriber", 6, ready=False, granted_at_s=NOW - SET.stuck_after_s)
+    assert granted(plan(stuck, off("translator", 5))) == "translator"
+
+
+def test_nothing_is_granted_before_the_room_is_proven_free() -> None:
+    leaving = on("transcriber", 6, state=REVOKED)
+    p = plan(leaving, burst(), memory=RUNNING)
+    assert not p.grant and not p.revoke and why(p, "summarizer") == "transcriber has not given back"
+
+
+def test_bytes_of_one_that_does_not_die_are_nobodys() -> None:
+    undying = on("old", 4, state=LOST, want_bytes=0)
+    assert plan(undying, burst(13)).refused
+    assert granted(plan(undying, burst(12))) == "summarizer"
+
+
+def test_live_workers_do_not_push_each_other_out_every_moment() -> None:
+    fresh = on("diarizer", 12, granted_at_s=NOW - 5.0, reload_s=1.0)
+    p = plan(fresh, off("transcriber", 6))
+    assert not p.revoke and p.wake_at_s == NOW + 5.0
+    assert leaves(plan(msgspec.structs.replace(fresh, granted_at_s=NOW - 10.0), off("transcriber", 6))) == {"diarizer"}
+
+
+def test_a_live_worker_that_never_fits_beside_the_better_ones_takes_its_turn() -> None:
+    """Also how a summarizer is calibrated on a card that the transcriber fills: its want is live then."""
+    p = plan(on("transcriber", 6, silence_s=2.0), off("summarizer", 14))
+    assert leaves(p) == {"transcriber"} and p.memory.burst and p.memory.burst.who.worker == "summarizer"
+    old = Memory(burst=Burst(who=who("summarizer"), began_s=NOW - 60.0, held_s=NOW - 60.0, cost_s=2.0))
+    over = plan(off("transcriber", 6), on("summarizer", 14, granted_at_s=NOW - 59.0), memory=old)
+    assert leaves(over) == {"summarizer"}
+
+
+# lanes, resize, pins, orders
+
+
+def test_batch_comes_last_and_yields() -> None:
+    batch = off("quantizer", 14, lane="batch", since_s=NOW - 300.0)
+    p = plan(on("transcriber", 6, silence_s=2.0), batch, burst())
+    assert p.memory.burst and p.memory.burst.who.worker == "summarizer"
+    runs = Memory(burst=Burst(who=who("quantizer"), began_s=NOW - 2.0, held_s=NOW - 2.0, cost_s=1.0))
+    p = plan(off("transcriber", 6), on("quantizer", 14, lane="batch"), burst(), memory=runs)
+    assert leaves(p) == {"quantizer"}
+
+
+def test_batch_leaves_at_once_for_anything_live() -> None:
+    assert leaves(plan(on("quantizer", 14, lane="batch", granted_at_s=NOW), off("transcriber", 6))) == {"quantizer"}
+
+
+@pytest.mark.parametrize("size", [5, 7])
+def test_another_size_is_revoke_and_grant(size: int) -> None:
+    p = plan(on("transcriber", 6, want_bytes=size * G))
+    assert leaves(p) == {"transcriber"} and p.revoke[0][1] == f"resize: it wants {size}.0 GiB and has 6.0 GiB"
+    assert plan(off("transcriber", size)).grant == (who("transcriber"), size * G, 0.0)
+
+
+def test_a_burst_that_is_resized_is_still_the_burst() -> None:
+    p = plan(*EVICTED, burst(15), memory=RUNNING)
+    assert p.grant and p.grant[:2] == (who("summarizer"), 15 * G)
+
+
+def test_a_pinned_worker_stays_whatever_waits() -> None:
+    p = plan(on("transcriber", 6, pinned=True, silence_s=2.0), burst(since_s=NOW - 500.0))
+    assert not p.revoke and not p.grant and why(p, "summarizer").startswith("transcriber is pinned")
+    pinned = msgspec.structs.replace(SUMMARIZER, pinned=True)
+    old = Memory(burst=Burst(who=who("summarizer"), began_s=NOW - 900.0, held_s=NOW - 900.0, cost_s=2.0))
+    assert not plan(off("transcriber", 6, lag_s=99.0), pinned, memory=old).revoke
+
+
+def test_one_evicted_by_hand_stays_away_for_a_while() -> None:
+    p = plan(on("transcriber", 6, off_until_s=NOW + 7.0))
+    assert p.revoke == ((who("transcriber"), "evicted by hand"),)
+    p = plan(off("transcriber", 6, off_until_s=NOW + 7.0))
+    assert not p.grant and p.wake_at_s == NOW + 7.0
+    assert granted(plan(off("transcriber", 6, off_until_s=NOW + 7.0), now=NOW + 7.0)) == "transcriber"
+
+
+def test_a_swap_by_hand_goes_now() -> None:
+    late = on("transcriber", 6, lag_s=50.0)
+    p = plan(late, burst(), memory=Memory(forced="summarizer", rest_until_s=NOW + 99.0))
+    assert leaves(p) == {"transcriber"} and p.memory.forced == ""
+
+
+def test_the_same_view_gives_the_same_plan() -> None:
+    assert plan(*STACK, burst()) == plan(*STACK, burst())
+
+
+def test_no_burst_begins_before_those_it_would_push_out_are_there() -> None:
+    """At the start, say: captions come first."""
+    p = plan(off("transcriber", 6), burst())
+    assert granted(p) == "transcriber" and why(p, "summarizer").startswith("transcriber comes first; overdue in")
+    p = plan(on("transcriber", 6, ready=False), burst())
+    assert not p.revoke and why(p, "summarizer").startswith("transcriber comes first")
+    assert granted(plan(off("transcriber", 6), burst(9))) == "transcriber", "nor does a free rider load before it"
+
+
+def test_the_rest_counts_those_who_left_only() -> None:
+    p = plan(*STACK, burst(8))
+    assert p.memory.burst and p.memory.burst.cost_s == 3.0, "the transcriber stayed"
+
+
+def test_a_worker_that_cannot_come_back_does_not_make_the_return_last_for_ever() -> None:
+    over = Memory(returning=True, served_s={"diarizer": NOW - 1.0})
+    p = plan(on("transcriber", 6, silence_s=0.1), off("diarizer", 12), memory=over)
+    assert not p.memory.returning and p.phase == "idle"
+
+
+def test_the_phase_says_when_the_stack_is_back() -> None:
+    over = plan(*EVICTED, memory=RUNNING).memory
+    assert over.returning
+    p = plan(*STACK, memory=over)
+    assert p.phase == "idle" and not p.memory.returning

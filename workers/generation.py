@@ -1,0 +1,159 @@
+"""Greedy decoding of a causal LM in bounded pieces, for a worker that may have to give the GPU back between two.
+
+In: token ids of a prompt. Out: token ids of the answer. The cache of keys and values is allocated once, at its full
+size, and is gone when the generator is closed. Imports transformers: only after `_torch.set_up`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+NGRAM = 8  # an answer does not say the same so many tokens twice
+LOOPS = 3  # and ends when it has tried so often
+DECODE_TOKENS = 8  # of one piece
+
+
+class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """Keys and values of one layer, (1, heads, room, head size), filled up to `length`.
+
+    A cache that grows by concatenation holds two copies while it does, and leaves holes of every size.
+    """
+
+    is_sliding = False
+
+    def __init__(self, room: int, filled: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.room, self.length = room, filled
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        heads, size = key_states.shape[1], key_states.shape[3]
+        self.keys = key_states.new_zeros(1, heads, self.room, size)
+        self.values = value_states.new_zeros(1, heads, self.room, value_states.shape[3])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        end = self.length + key_states.shape[2]
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self, *args: Any) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_max_length(self) -> int:
+        return self.room
+
+    get_max_cache_shape = get_max_length  # its name in earlier versions
+
+
+def new_cache(config: Any, room: int, filled: int = 0) -> Any:
+    """A cache for `room` tokens; `filled` of them count as there (rehearsals)."""
+    layers = [_Layer(room, filled) for _ in range(config.num_hidden_layers)]
+    return Cache(layers=list(layers))
+
+
+def cache_bytes(config: Any, tokens: int, itemsize: int) -> int:
+    """Size of a cache for `tokens` tokens: keys and values of every layer."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * _head_size(config) * tokens * itemsize)
+
+
+def working_bytes(config: Any, tokens: int, step_tokens: int, itemsize: int) -> int:
+    """What a step of `step_tokens` needs beside the weights at a context of `tokens`: an upper bound.
+
+    The cache; of one layer the attention scores (in float32, twice, as the plain kernel makes them), keys and values
+    repeated for all heads, and the wide part of the feed-forward block; the mask; the logits of one token.
+    """
+    heads = config.num_attention_heads
+    scores = 2 * heads * step_tokens * tokens * 4
+    repeated = 2 * heads * _head_size(config) * tokens * itemsize
+    wide = step_tokens * (8 * config.hidden_size + 4 * config.intermediate_size) * itemsize
+    logits = config.vocab_size * 16
+    mask = step_tokens * tokens * 4
+    return int(cache_bytes(config, tokens, itemsize) + scores + repeated + wide + logits + mask)
+
+
+def _head_size(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+class Answer:
+    """What is written so far. `whole`: it ended by itself, not because there was no more room."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.whole = False
+        self._banned: dict[tuple[int, ...], set[int]] = {}
+        self._loops = 0
+
+    def choose(self, logits: torch.Tensor, stop: frozenset[int]) -> bool:
+        """Append the likeliest token that repeats no n-gram; False at the end. `logits`: (vocabulary,)."""
+        key = tuple(self.tokens[-(NGRAM - 1) :])
+        banned = self._banned.get(key, set())
+        best = int(logits.argmax())
+        if best in banned:
+            self._loops += 1
+            logits = logits.clone()
+            logits[list(banned)] = float("-inf")
+            best = int(logits.argmax())
+        if best in stop or self._loops >= LOOPS:
+            self.whole = True
+            return False
+        if len(key) == NGRAM - 1:
+            self._banned.setdefault(key, set()).add(best)
+        self.tokens.append(best)
+        return True
+
+
+def write(
+    model: Any, prompt: Sequence[int], answer: Answer, most: int, step_tokens: int, stop: frozenset[int]
+) -> Iterator[None]:
+    """Fill `answer` with at most `most` tokens; each piece reads `step_tokens` of the prompt or writes a few."""
+    device = next(model.parameters()).device
+    cache = new_cache(model.config.get_text_config(), len(prompt) + most)
+    more = True
+    for at in range(0, len(prompt), step_tokens):
+        logits = _forward(model, prompt[at : at + step_tokens], cache, device)
+        if at + step_tokens >= len(prompt):
+            more = answer.choose(logits, stop)
+        yield
+    while more and len(answer.tokens) < most:
+        for _ in range(min(DECODE_TOKENS, most - len(answer.tokens))):
+            more = answer.choose(_forward(model, answer.tokens[-1:], cache, device), stop)
+            if not more:
+                break
+        yield
+
+
+def rehearse(model: Any, tokens: int, step_tokens: int) -> Iterator[None]:
+    """The two largest pieces there are: a part of a prompt, and of an answer, at the end of the longest context."""
+    device = next(model.parameters()).device
+    step = min(step_tokens, tokens - DECODE_TOKENS)
+    cache = new_cache(model.config.get_text_config(), tokens, filled=tokens - step - DECODE_TOKENS)
+    _forward(model, [0] * step, cache, device)
+    yield
+    for _ in range(DECODE_TOKENS):
+        int(_forward(model, [0], cache, device).argmax())
+    yield
+
+
+def _forward(model: Any, tokens: Sequence[int], cache: Any, device: Any) -> torch.Tensor:
+    """Logits (vocabulary,) after the last of `tokens`."""
+    ids = torch.tensor([list(tokens)], device=device)
+    out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    last: torch.Tensor = out.logits[0, -1]
+    return last

@@ -1,0 +1,187 @@
+"""Which minutes are due: the events of one stream folded in the order of the journal. Pure: no clock, no model.
+
+Text is cut into minutes by what stands in the journal alone: after each `interval_s` of stream time, where somebody
+asked, and at the end of the stream. So it does not matter when the GPU is there to write them, nor how often the
+summarizer was killed. A cut is due until the summary that carries out its positions is journaled.
+
+Positions: `transcript`, the seq of the last transcript event that some minutes are about, and `wanted`, that of the
+last SummaryWanted carried out. The state is the sample at which the interval under way began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from common import messages as m
+from common.settings import SummarySettings
+from common.topology import COVERAGE_PRODUCER
+from workers.steps import Step
+
+KINDS = (
+    "transcript", "suppressed", "gap", "silence", "stream_started", "stream_ended", "summary_wanted", "purged",
+)  # fmt: skip
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """One segment that no minutes are about yet, in its newest revision; `seq` is that of its first."""
+
+    segment: str
+    revision: int
+    seq: int
+    span: m.Span
+    text: str
+
+
+class Cut(msgspec.Struct, frozen=True, kw_only=True):
+    """Minutes that are due: of every line with seq <= `upto` that the cuts before it left."""
+
+    reason: str  # interval | asked | end
+    upto: int
+    span: m.Span
+    begin: int  # where the interval after it begins
+    wanted: int = 0  # seq of the SummaryWanted that it carries out
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """What travels with the positions."""
+
+    begin: int = 0
+
+
+_state = msgspec.msgpack.Decoder(State)
+
+
+class Book:
+    """One stream, from the place that the journal gave. Events come in seq order, each at least once."""
+
+    def __init__(self, stream: str, at: m.At, rules: SummarySettings) -> None:
+        self.stream, self.at, self.rules = stream, at, rules
+        self.every = round(rules.interval_s * m.SAMPLE_RATE)
+        self.stale = False  # what is here may differ from the journal: make a new Book
+        self.seen = 0
+        self.head = 0
+        self.begin = self._state().begin
+        self.cuts: list[Cut] = []
+        self._lines: dict[str, Line] = {}  # in the order of their seq
+        self._covered: set[str] = set()  # segments that minutes are about: a correction is no news
+        self._cut_upto = self.position
+
+    @property
+    def position(self) -> int:
+        return self.at.positions.get("transcript", 0)
+
+    @property
+    def wanted(self) -> int:
+        return self.at.positions.get("wanted", 0)
+
+    def _state(self) -> State:
+        try:
+            return _state.decode(self.at.state) if self.at.state else State()
+        except m.UNDECODABLE:
+            return State()  # of another version: at worst one cut falls elsewhere
+
+    # Events
+
+    def take(self, e: m.Event) -> None:
+        if e.seq <= self.seen:
+            return
+        self.seen = e.seq
+        match e.decode():
+            case m.Transcript() as body:
+                self._reach(body.span[0], e.seq)
+                self._text(body, e.seq)
+                self._reach(body.span[1], e.seq)
+            case m.Suppressed() | m.Gap() as body if e.producer == COVERAGE_PRODUCER:
+                old = self._lines.get(body.segment)
+                if old and body.revision > old.revision:  # it turned out to be no speech
+                    del self._lines[body.segment]
+                self._reach(body.span[1], e.seq)
+            case m.Silence() as body:
+                self._reach(body.span[1], e.seq)
+            case m.SummaryWanted() if e.seq > self.wanted:
+                self._cut("asked", self.head, wanted=e.seq)
+            case m.StreamEnded() as body:
+                self._reach(body.end, e.seq)
+                if self.rules.at_end and self._uncut():
+                    self._cut("end", body.end)
+            case m.Purged() as body:
+                self._forget(body.seqs)
+
+    def _text(self, body: m.Transcript, seq: int) -> None:
+        if seq <= self.position:
+            self._covered.add(body.segment)
+        if body.segment in self._covered:
+            return
+        old = self._lines.get(body.segment)
+        if old and old.revision >= body.revision:
+            return
+        self._lines[body.segment] = Line(
+            segment=body.segment,
+            revision=body.revision,
+            seq=old.seq if old else seq,
+            span=body.span,
+            text=body.text.strip(),
+        )
+
+    def _reach(self, sample: int, seq: int) -> None:
+        """The stream is known up to `sample`: intervals may be over. What begins before the cut belongs to it."""
+        self.head = max(self.head, sample)
+        if not self.every or seq <= self.position:
+            return
+        while self.head >= self.begin + self.every:
+            if self._uncut():
+                self._cut("interval", self.begin + self.every)
+            else:
+                self.begin += (self.head - self.begin) // self.every * self.every
+
+    def _uncut(self) -> bool:
+        return any(line.seq > self._cut_upto for line in self._lines.values())
+
+    def _cut(self, reason: str, end: int, wanted: int = 0) -> None:
+        start = self.begin
+        if self._uncut():
+            self._cut_upto = max(line.seq for line in self._lines.values())
+            self.begin = end
+        self.cuts.append(
+            Cut(reason=reason, upto=self._cut_upto, span=(start, max(start, end)), begin=self.begin, wanted=wanted)
+        )
+
+    def _forget(self, seqs: Iterable[m.Span]) -> None:
+        gone = [n for n, line in self._lines.items() if any(a <= line.seq <= b for a, b in seqs)]
+        for name in gone:
+            del self._lines[name]
+        self.stale = True  # a purge moves our place too
+
+    # Minutes
+
+    def due(self) -> Cut | None:
+        return self.cuts[0] if self.cuts else None
+
+    def lines(self, cut: Cut) -> list[Line]:
+        """The text of the oldest cut as it stands now, in the order in which it was said; empty lines left out."""
+        found = [line for line in self._lines.values() if line.seq <= cut.upto and line.text]
+        return sorted(found, key=lambda line: line.span)
+
+    def step(self, cut: Cut, *events: m.Body) -> Step:
+        """What carries out the oldest cut."""
+        positions = {"transcript": max(self.position, cut.upto), "wanted": max(self.wanted, cut.wanted)}
+        return Step(positions=positions, events=events, state=m.encode(State(begin=cut.begin)))
+
+    def moved(self, at: m.At, step: Step) -> bool:
+        """The feed's answer to `step`. False: somebody else of our name wrote, or a purge came between."""
+        if at.n != self.at.n + 1 or any(at.positions.get(k, 0) != v for k, v in step.positions.items()):
+            self.stale = True
+            return False
+        self.at = at
+        cut = self.cuts.pop(0)
+        done = [n for n, line in self._lines.items() if line.seq <= cut.upto]
+        for name in done:
+            del self._lines[name]
+        self._covered.update(done)
+        return True
+
+    def skipped(self, cut: Cut) -> Step:
+        """In place of minutes that failed too often: says so, and goes on."""
+        return self.step(cut, m.Gap(span=cut.span, reason="failed", retryable=False))

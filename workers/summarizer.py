@@ -1,0 +1,282 @@
+"""The summarizer: final text of a stream in, minutes out; in bursts, for its model does not fit beside the captions.
+
+`minutes` says what is due, `minutes_text` what is asked and what an answer is worth, `generation` decodes in pieces.
+A burst that fails or has to give the GPU back writes nothing: its minutes stay due. After a kill it goes on where the
+journal stands, for what is due follows from the journal alone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common import messages as m
+from common import models, wire
+from common.feed_client import FeedClient, replay
+from common.process import Process, arguments, main
+from common.settings import SummarySettings, UserError
+from workers import minutes_text as words
+from workers._torch import set_up, torchaudio_beside_cpu_torch
+from workers.base import Runner
+from workers.minutes import KINDS, Book, Cut, Line
+from workers.steps import Step, Worker
+
+if TYPE_CHECKING:
+    from workers.generation import Answer
+
+
+class Summarizer(Worker):
+    """A causal language model with a chat template, started whenever minutes are due."""
+
+    name = "summarizer"
+    lane = "burst"
+
+    def __init__(self, process: Process) -> None:
+        self.process, self.settings, self.log = process, process.settings, process.log
+        self.s: SummarySettings = process.settings.summary
+        self.books: dict[str, Book] = {}
+        self._client = FeedClient(self.settings, kinds=KINDS)
+        self._journal = ""
+        self._waiting: list[m.Event] = []  # not in order yet
+        self._due_s: dict[str, float] = {}  # since when the oldest minutes of a stream are due, monotonic clock
+
+    # The model
+
+    def load(self, process: Process) -> Sequence[Any]:
+        known = models.model(self.s.model)
+        if known.task != "summary" or known.loader != "transformers":
+            fit = ", ".join(k.name for k in models.catalogue().values() if k.task == "summary")
+            raise UserError(f"summary.model: {self.s.model} writes no summaries; one of these does: {fit}")
+        folder = models.available(process.settings, self.s.model, check=True)
+        self._sha256 = models.stored(folder).sha256
+        self.torch = set_up(self.s.threads, process.settings.cache)
+        torchaudio_beside_cpu_torch()
+        os.environ["HF_HUB_OFFLINE"] = "1"  # everything is in the store; nothing is looked up
+        import transformers as library
+
+        transformers: Any = library  # half of it has no types
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        from workers import generation
+
+        self.generation = generation
+        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+        self._before, self._after = self._frame()
+        self.model = self._load_model(transformers, folder)
+        self.config = self.model.config.get_text_config()
+        self.context = min(self.s.context_tokens, self.config.max_position_embeddings)
+        self._stop = self._stop_tokens()
+        return [self.model]
+
+    def _load_model(self, transformers: Any, folder: Path) -> Any:
+        extra: dict[str, Any] = {}
+        if self.s.quantise == "nf4":
+            if self.settings.gpu.device == "simulated" or not self.torch.cuda.is_available():
+                raise UserError("summary.quantise=nf4 needs an NVIDIA card; set summary.quantise=none or another model")
+            try:
+                import bitsandbytes  # noqa: F401
+            except ImportError:
+                raise UserError("summary.quantise=nf4 needs bitsandbytes: pip install bitsandbytes") from None
+            extra["quantization_config"] = transformers.BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=self.torch.bfloat16
+            )
+            extra["device_map"] = {"": "cpu"}
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True, **extra
+        )
+        return model.eval()
+
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """Tokens before and after the transcript, as the model's chat template has them."""
+        text = self._chat(system_role=True)
+        if words.SYSTEM not in text:  # templates of some families drop a system message without a word
+            text = self._chat(system_role=False)
+        before, _, after = text.partition(words.PLACE)
+        return self._template_tokens(before), self._template_tokens(after + words.BEGUN)
+
+    def _chat(self, system_role: bool) -> str:
+        try:
+            chat = words.chat(system_role)
+            return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        except Exception as e:  # templates refuse roles with errors of their own
+            if system_role:
+                return ""
+            raise UserError(f"model {self.s.model} has no usable chat template: {e}") from None
+
+    def _template_tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _stop_tokens(self) -> frozenset[int]:
+        said = [getattr(self.model.generation_config, "eos_token_id", None), self.tokenizer.eos_token_id]
+        flat = [i for s in said for i in (s if isinstance(s, list) else [s])]
+        return frozenset(i for i in flat if i is not None)
+
+    def key(self) -> str:
+        s = self.s
+        return f"{self._sha256} {s.quantise} {self.context} {s.max_new_tokens} {s.prefill_tokens}"
+
+    def working_bytes(self) -> int:
+        size = self.model.dtype.itemsize
+        return int(self.generation.working_bytes(self.config, self.context, self.s.prefill_tokens, size))
+
+    def rehearse(self) -> Iterator[None]:
+        return self.generation.rehearse(self.model, self.context, self.s.prefill_tokens)
+
+    # What is due
+
+    def look(self, runner: Runner, now: float) -> None:
+        self._waiting += [e for e in self._client.poll(0.0) if isinstance(e, m.Event)]
+        follower = self._client.follower
+        if follower.journal != self._journal:  # another journal: what we know is of no use
+            self.books.clear()
+            self._journal = follower.journal
+        # A hole in one kind is healed after later events of another came: in order is only what is complete.
+        ready = sorted((e for e in self._waiting if e.seq <= self._client.head), key=lambda e: e.seq)
+        self._waiting = [e for e in self._waiting if e.seq > self._client.head]
+        for e in ready:
+            book = self.books.get(e.stream) or self._open(runner, e.stream)
+            if book is None:
+                return
+            book.take(e)
+        for stream, book in list(self.books.items()):
+            if book.stale:
+                self._read_again(runner, stream)
+        due = {name for name, book in self.books.items() if book.due()}
+        self._due_s = {name: self._due_s.get(name, now) for name in due}
+
+    def _open(self, runner: Runner, stream: str) -> Book | None:
+        at = runner.commit(stream, -1, None)
+        if at is None:
+            return None
+        return self.books.setdefault(stream, Book(stream, at, self.s))
+
+    def _read_again(self, runner: Runner, stream: str) -> None:
+        """Somebody else moved our place: make the book anew from the journal."""
+        at = runner.commit(stream, -1, None)
+        if at is None:
+            return
+        book = Book(stream, at, self.s)
+        try:
+            for e in replay(self.settings, kinds=KINDS, stream=stream):
+                book.take(e)
+        except wire.Unreachable:
+            return  # the next look tries again
+        book.stale = False  # purges that it has read are in its place
+        self.books[stream] = book
+
+    def needs_model(self) -> bool:
+        return any(self._next(book) for book in list(self.books.values()))
+
+    def _next(self, book: Book) -> Cut | None:
+        """The oldest minutes of a stream that need the model."""
+        cut = None if book.stale else book.due()
+        return cut if cut and book.lines(cut) else None
+
+    def lags(self) -> dict[str, float]:
+        now = time.monotonic()
+        return {name: round(now - since, 1) for name, since in list(self._due_s.items())}
+
+    def positions(self) -> dict[str, int]:
+        return {name: book.position for name, book in list(self.books.items())}
+
+    # Work
+
+    def turn(self, runner: Runner) -> bool:
+        waiting = sorted(self._due_s, key=lambda name: self._due_s[name])
+        for book in [self.books[name] for name in waiting if name in self.books]:
+            cut = None if book.stale else book.due()
+            if cut is None:
+                continue
+            lines = book.lines(cut)
+            if not lines:
+                self.log.info("nothing new to summarise", stream=book.stream, reason=cut.reason)
+                self._commit(runner, book, book.step(cut))
+                return True
+            if not runner.poison.begin(book.stream, cut.upto):
+                self.log.warning("gave up", stream=book.stream, span=cut.span, reason=cut.reason)
+                self._commit(runner, book, book.skipped(cut))
+                return True
+            if runner.ready:
+                self._write(runner, book, cut, lines)
+                return True
+        return False
+
+    def _commit(self, runner: Runner, book: Book, step: Step) -> None:
+        at = runner.commit(book.stream, book.at.n, step)
+        if at and not book.moved(at, step):
+            self.log.warning("place taken from the journal", stream=book.stream, n=at.n)
+        self._due_s.pop(book.stream, None)
+        if book.due():
+            self._due_s[book.stream] = time.monotonic()
+
+    def _write(self, runner: Runner, book: Book, cut: Cut, lines: list[Line]) -> None:
+        stream, began = book.stream, time.monotonic()
+        runner.phase = "inferring"
+        prompt, first = self.prompt(lines)
+        answer = self.generation.Answer()
+        try:
+            finished = runner.carry(self.pieces(prompt, answer), self.working_bytes())
+        except Exception:
+            failures = runner.poison.failed()
+            self.log.exception("minutes failed", stream=stream, span=cut.span, failures=failures)
+            raise
+        if not finished:
+            runner.poison.failed(counts=False)
+            self.log.info("minutes put off: the GPU had to be given back", stream=stream, tokens=len(answer.tokens))
+            return
+        summary = self.summary(cut, lines, first, answer)
+        self.log.info(
+            "minutes written",
+            stream=stream,
+            reason=cut.reason,
+            prompt_tokens=len(prompt),
+            tokens=len(answer.tokens),
+            bullets=len(summary.bullets),
+            coverage=summary.coverage,
+            seconds=round(time.monotonic() - began, 2),
+        )
+        self._commit(runner, book, book.step(cut, summary))
+
+    def prompt(self, lines: Sequence[Line]) -> tuple[list[int], int]:
+        """Tokens of the question, and the index of the first line in it: the newest lines that fit."""
+        rows = [self._line_tokens(i, line.text) for i, line in enumerate(lines, 1)]
+        room = self.context - self.s.max_new_tokens - len(self._before) - len(self._after)
+        first = words.newest([len(r) for r in rows], room)
+        if first:  # what is cited is counted from the first line that is read
+            rows = [self._line_tokens(i, line.text) for i, line in enumerate(lines[first:], 1)]
+        transcript = [token for row in rows for token in row]
+        return [*self._before, *transcript[-room:], *self._after], first
+
+    def _line_tokens(self, number: int, text: str) -> list[int]:
+        """What was said can never be a control token: neither its text is left whole, nor would it be read as one."""
+        controls = [str(t) for t in self.tokenizer.added_tokens_decoder.values()]
+        line = words.quoted(number, text, controls)
+        ids = self.tokenizer(line, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [i for i in ids if i not in self.tokenizer.added_tokens_decoder]
+
+    def pieces(self, prompt: Sequence[int], answer: Answer) -> Iterator[None]:
+        s = self.s
+        return self.generation.write(self.model, prompt, answer, s.max_new_tokens, s.prefill_tokens, self._stop)
+
+    def summary(self, cut: Cut, lines: Sequence[Line], first: int, answer: Answer) -> m.Summary:
+        text = words.BEGUN + self.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        return m.Summary(
+            first=lines[first].segment,
+            last=lines[-1].segment,
+            bullets=words.bullets(text, lines[first:], answer.whole),
+            model=self.s.model,
+            coverage=words.coverage(lines, first),
+            span=cut.span,
+            reason=cut.reason,
+        )
+
+
+def run(process: Process) -> None:
+    Runner(process, Summarizer(process)).run()
+
+
+if __name__ == "__main__":
+    main("summarizer", run, arguments(__doc__ or ""))
