@@ -30,6 +30,7 @@ import torch  # noqa: E402
 from figures import Figure, show  # noqa: E402
 from torch import nn  # noqa: E402
 
+from workers._torch import torchaudio_beside_cpu_torch  # noqa: E402
 from workers.arena import as_bytes  # noqa: E402
 from workers.residency import Device, Residency  # noqa: E402
 
@@ -173,6 +174,7 @@ def main() -> None:
             from tests.torch_models import FAMILIES
 
             here: dict[str, Callable[[], nn.Module]] = {n: (lambda f=f: f().model) for n, f in FAMILIES.items()}
+            torchaudio_beside_cpu_torch()
             here["random-1.2-gb"] = lambda: qwen(896, 4864, 24, 14, 2, 151_936, True)(0.6)
             chosen = args.models.split(",") if args.models else list(here)
             unknown = [name for name in chosen if name not in here]

@@ -17,6 +17,7 @@ from figures import Figure
 from torch import nn
 from true_models import SPECS, Noise, Spec, build
 
+from workers._torch import torchaudio_beside_cpu_torch
 from workers.residency import Device, Residency
 
 MIB = 2**20
@@ -84,10 +85,7 @@ def naive(device: Device, spec: Spec, scale: float) -> tuple[float, float]:
 def run(device: Device, scale: float, rounds: int) -> list[Figure]:
     """All of it, in one process: the live stack, then each summariser alone and in whole cycles with the stack."""
     cuda = device.torch_device.type == "cuda"
-    if not cuda:
-        from tests.torch_models import cure_torchaudio
-
-        cure_torchaudio()
+    torchaudio_beside_cpu_torch()
     import transformers  # its modules must not be imported while `meta` is the default device
 
     for name in ("WhisperFor", "M2M100For"):
