@@ -21,7 +21,7 @@ from torch import nn
 from workers.arena import Arena, plan
 from workers.device import Device, OutOfMemory, StillHeld, open_device
 from workers.slots import Slot, find
-from workers.views import Views
+from workers.views import Changes, Views
 
 __all__ = [
     "Device",
@@ -148,8 +148,8 @@ class Residency:
         if self._block is None or not self.resident:
             raise RuntimeError("offload: the weights are not on the device")
         before, began = self.device.held_bytes, time.perf_counter()
-        with torch.no_grad(), torch.inference_mode(False):
-            copied = self._save(self._block)
+        changes = self._views.changes()
+        copied = self._save(self._block, changes) if changes else 0
         self.resident = False
         self._views.detach()
         copied += self._free()
@@ -190,22 +190,20 @@ class Residency:
         self._views.detach()
         return copied
 
-    def _save(self, block: torch.Tensor) -> int:
+    def _save(self, block: torch.Tensor, changes: Changes) -> int:
         """Bring what was written to since the reload back to the host; returns how many bytes that were."""
-        changes = self._views.changes()
-        if changes is None:
-            return 0
         done, slots = 0, self._views.slots
-        if changes.elsewhere or changes.replaced:
-            done = self._views.adopt(changes.elsewhere)
-        for slot in slots:
-            if id(slot) not in changes.written - changes.elsewhere:
-                continue
-            if slot.own is None:
-                self.device.copy_out(block, slot.offset, self._arena.host[slot.offset : slot.offset + slot.nbytes])
-                done += slot.nbytes
-            else:
-                done += slot.keep()
+        with torch.no_grad(), torch.inference_mode(False):
+            if changes.elsewhere or changes.replaced:
+                done = self._views.adopt(changes.elsewhere)
+            for slot in slots:
+                if id(slot) not in changes.written - changes.elsewhere:
+                    continue
+                if slot.own is None:
+                    self.device.copy_out(block, slot.offset, self._arena.host[slot.offset : slot.offset + slot.nbytes])
+                    done += slot.nbytes
+                else:
+                    done += slot.keep()
         return done
 
     def _piece(self, since: float) -> float:
