@@ -32,12 +32,19 @@ def kind(settings: Settings) -> str:
     wanted = settings.gpu.device
     if wanted == "simulated":
         return wanted
-    missing = "" if cuda_build() else "the installed torch is a CPU build"
-    if not missing and not ctypes.util.find_library("cuda") and not Path("/dev/nvidiactl").exists():
-        missing = "no NVIDIA driver is installed"
+    missing = no_cuda()
     if wanted == "cuda" and missing:
         raise UserError(f"settings: gpu.device is cuda, but {missing}; see: swapscribe doctor")
     return "simulated" if missing else "cuda"
+
+
+def no_cuda() -> str:
+    """Why CUDA cannot be used here, empty when it can."""
+    if not cuda_build():
+        return "the installed torch is a CPU build"
+    if not ctypes.util.find_library("cuda") and not Path("/dev/nvidiactl").exists():
+        return "no NVIDIA driver is installed"
+    return ""
 
 
 def cuda_build() -> str:

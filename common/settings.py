@@ -1,6 +1,7 @@
-"""Settings: defaults < TOML file < environment (SWAPSCRIBE_SECTION__KEY) < command line (--set section.key=value).
+"""Settings: defaults < profile < TOML file < environment < command line.
 
-An unknown or ill-typed key is one line that names its path. Units are in the names. Nothing is read at import.
+In the environment a key is SWAPSCRIBE_SECTION__KEY, on the command line --set section.key=value. An unknown or
+ill-typed key is one line that names its path. Units are in the names. Nothing is read at import.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from common import profiles
 
 ENV_PREFIX = "SWAPSCRIBE_"
 
@@ -134,6 +137,7 @@ class ViewerSettings(Section, frozen=True, kw_only=True):
 class Settings(Section, frozen=True, kw_only=True):
     """Everything that can be set."""
 
+    profile: str = profiles.AUTO  # auto, or what `swapscribe models list` names: values under your own settings
     data_dir: str = "data"
     model_cache: str = ""  # empty: $XDG_CACHE_HOME/swapscribe or ~/.cache/swapscribe
     source: tuple[Source, ...] = ()
@@ -194,8 +198,11 @@ def load(
         if not eq:
             raise UserError(f"--set {item}: write section.key=value")
         _put(tree, dotted.split("."), value, f"--set {dotted}")
+    profile = tree.get("profile", profiles.AUTO)
+    if profile not in profiles.names():
+        raise UserError(f"settings: profile: {profile!r} is none of {', '.join(profiles.names())}")
     try:
-        settings = msgspec.convert(tree, Settings, strict=False)
+        settings = msgspec.convert(profiles.under(profile, tree), Settings, strict=False)
     except msgspec.ValidationError as e:
         raise UserError(f"settings: {_readable(str(e))}") from None
     _check(settings)

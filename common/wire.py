@@ -45,11 +45,15 @@ def socket_dir(settings: Settings) -> Path:
     Locks stay in DATA/run: who holds a name is decided by the data, whatever the path or the environment looks like.
     """
     path = settings.data / "run"
-    longest = max([len("launcher"), *(len("doorbell@" + s.name) for s in settings.source), len("doorbell@") + 32])
-    if len(os.fsencode(path)) + 1 + longest > IPC_PATH_LIMIT:
+    if len(os.fsencode(path)) + 1 + longest_name(settings) > IPC_PATH_LIMIT:
         tag = hashlib.sha256(os.fsencode(settings.data)).hexdigest()[:12]
         path = Path("/tmp") / f"swapscribe-{os.getuid()}-{tag}"
     return _private(path)
+
+
+def longest_name(settings: Settings) -> int:
+    """Bytes of the longest name that a socket can have."""
+    return max([len("launcher"), *(len("doorbell@" + s.name) for s in settings.source), len("doorbell@") + 32])
 
 
 def _private(path: Path) -> Path:

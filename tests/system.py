@@ -23,6 +23,7 @@ from common import messages as m
 from common import models, wire
 from common.console import free_port
 from common.feed_client import FeedClient, replay
+from common.fetch import fetch
 from common.process import holder, signal_holder, wait_gone
 from common.settings import Settings, Source, TranscriberSettings, UserError
 from tests.capture_helpers import audio_of
@@ -168,7 +169,7 @@ def weights() -> None:
         try:
             models.available(Settings(), name)
         except UserError:
-            models.fetch(Settings(), [name])
+            fetch(Settings(), [name])
 
 
 def recording_text() -> str:

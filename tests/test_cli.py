@@ -14,6 +14,7 @@ import pytest
 
 from common import models
 from common.child import running
+from common.fetch import fetch
 from common.process import holder
 from common.settings import Settings, UserError
 from common.wire import run_dir
@@ -55,7 +56,7 @@ def weights() -> None:
         try:
             models.available(Settings(), name)
         except UserError:
-            models.fetch(Settings(), [name])
+            fetch(Settings(), [name])
 
 
 def recording(pace: str, name: str = "rec") -> str:

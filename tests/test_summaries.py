@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from common import messages as m
-from common import models
 from common.feed_client import Appender
+from common.fetch import fetch
 from common.settings import GpuSettings, Settings, SummarySettings
 from tests.conftest import ROOT, Processes, clean_environment, wait_for
 from tests.system import Following, body
@@ -57,7 +57,7 @@ class Transcriber:
 
 
 def test_minutes_at_intervals_when_asked_and_at_the_end_over_a_kill(processes: Processes, settings: Settings) -> None:
-    models.fetch(Settings(), ["smollm2-135m"])
+    fetch(Settings(), ["smollm2-135m"])
     settings = msgspec.structs.replace(
         settings,
         gpu=GpuSettings(device="simulated", patience_s=0.2, silence_s=0.0),

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from common import messages as m
-from common import models
+from common.fetch import fetch
 from common.process import Log
 from common.settings import Settings, SummarySettings, UserError
 from tests.conftest import ROOT
@@ -41,7 +41,7 @@ def made(data: Path, **summary: Any) -> Summarizer:
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[Summarizer]:
-    models.fetch(Settings(), ["smollm2-135m"])
+    fetch(Settings(), ["smollm2-135m"])
     logging.getLogger("swapscribe").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="sw-") as folder:
         worker = made(Path(folder))

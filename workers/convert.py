@@ -2,10 +2,11 @@
 
 In: one file in a foreign format. Out: FOLDER/model.safetensors, tensors under the names the loader wants and in the
 precision they were stored in, and FOLDER/model.json with the dimensions. Started by `models fetch` in a folder of its
-own that is moved into place only when all is done, so a kill leaves nothing half. Needs numpy, not torch.
+own that is moved into place only when all is done, so a kill leaves nothing half. Needs torch for torch files only.
 
 `ct2_whisper`: CTranslate2's Whisper model.bin to openai-whisper's parameters.
 `gguf_llama`: a llama.cpp file with its tokenizer to what transformers loads (`convert_gguf`).
+`openai_whisper`: openai-whisper's own NAME.pt, read with weights_only=True: nothing of a stranger's is unpickled.
 """
 
 from __future__ import annotations
@@ -181,7 +182,24 @@ def ct2_whisper(source: Path, folder: Path) -> None:
     (folder / "model.json").write_bytes(msgspec.json.format(msgspec.json.encode(about)))
 
 
-FORMATS = {"ct2_whisper": ct2_whisper, "gguf_llama": gguf_llama}
+def openai_whisper(source: Path, folder: Path) -> None:
+    import pickle
+
+    import torch
+    from safetensors.torch import save_file as save_tensors
+
+    try:
+        told = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+        dims = {str(k): int(v) for k, v in told["dims"].items()}
+        tensors = {k: v.contiguous() for k, v in told["model_state_dict"].items() if k != "alignment_heads"}
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, pickle.UnpicklingError) as e:
+        raise BadFile(f"not a checkpoint of openai-whisper ({str(e).splitlines()[0][:120]})") from None
+    save_tensors(tensors, folder / "model.safetensors")
+    about = {"file": "model.safetensors", "format": "openai-whisper", "dims": dims}
+    (folder / "model.json").write_bytes(msgspec.json.format(msgspec.json.encode(about)))
+
+
+FORMATS = {"ct2_whisper": ct2_whisper, "gguf_llama": gguf_llama, "openai_whisper": openai_whisper}
 
 
 def main(argv: list[str]) -> None:
