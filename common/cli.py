@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from common import cli_gpu
-from common.cli_data import doctor, keys, models, purge, retry, streams, summaries, summarize
+from common.cli_data import doctor, keys, models, purge, retry, streams
+from common.cli_minutes import summaries, summarize
 from common.settings import Settings, UserError, load
 
 if TYPE_CHECKING:
