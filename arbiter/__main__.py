@@ -70,7 +70,7 @@ class Arbiter:
         self.memory = Memory()
         self.plan: Plan | None = None
         self.notes = show.Notes(simulated=kind == "simulated", pins=hands.read_pins(p.run))
-        self.notes.moved_s = {who: now for who in self.ledger.rows}  # a burst's time begins anew
+        self.notes.moved_s = dict.fromkeys(self.ledger.rows, now)  # a burst's time begins anew
         self.orders = o.Orders()
         self.processes = hands.Processes(p.run)
         self.socket = wire.router(wire.ipc(p.settings, "arbiter"))
