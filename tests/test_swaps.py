@@ -138,7 +138,7 @@ class Inflicter:
 
 
 def test_faults_during_swaps_lose_nothing(processes: Processes, settings: Settings, undisturbed: Undisturbed) -> None:
-    """The real transcriber beside a stand-in that wants the card all the time; every word is what it would have been."""
+    """The real transcriber beside a stand-in that wants the card all the time: each word is what it would have been."""
     seed = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(10**6))
     print(f"seed {seed}")
     rng = random.Random(seed)
