@@ -202,7 +202,7 @@ def test_the_stored_smollm2_is_the_one_that_was_compared() -> None:
     assert set(found.files) == {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
-@pytest.mark.joined
+@pytest.mark.speech
 def test_a_damaged_side_file_is_found(folder: Path) -> None:
     fetch(Settings(), ["smollm2-135m"])
     there = models.available(Settings(), "smollm2-135m")
