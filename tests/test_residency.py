@@ -19,8 +19,11 @@ from common.card import SimulatedCard
 from common.settings import Settings
 from tests.conftest import Processes, wait_for
 from tests.residency_cases import *  # noqa: F403
-from tests.residency_cases import MIB, packed, quantised
+from tests.residency_cases import MIB, TEXT, Toy, packed, quantised
+from workers.arena import Arena, plan
 from workers.residency import Device, OutOfMemory, open_device
+from workers.slots import find
+from workers.views import Views
 
 CAPACITY_MIB = 1500
 
@@ -183,6 +186,32 @@ if importlib.util.find_spec("bitsandbytes"):
             residency.reload()
             assert torch.equal(model(x), want)
         residency.close()
+
+
+@pytest.mark.pure
+def test_a_block_may_come_back_at_another_address() -> None:
+    """As on CUDA: the storage of the same block is emptied, and later filled somewhere else."""
+    toy = Toy().eval()
+    want = toy(TEXT)
+    found = find([toy])
+    layout = plan(found.slots, found.flats)
+    arena = Arena(layout.total)
+    for unit in layout.units:
+        arena.take(unit)
+    views = Views([toy], found)
+    block = torch.empty(layout.total, dtype=torch.uint8)
+    used = []
+    for _ in range(3):
+        block.copy_(arena.host)
+        views.attach(block)
+        assert torch.equal(toy(TEXT), want) and views.changes() is None
+        views.detach()
+        assert not views.others()
+        used.append(block.data_ptr())
+        block.untyped_storage().resize_(0)
+        used.append(torch.ones(layout.total, dtype=torch.uint8))  # takes the place
+        block.untyped_storage().resize_(layout.total)
+    assert len({a for a in used if isinstance(a, int)}) > 1
 
 
 @pytest.mark.pure

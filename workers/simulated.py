@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import mmap
 import time
 import weakref
@@ -23,7 +22,11 @@ import torch
 from common import card
 from common.settings import Settings
 from workers.arena import as_bytes, mapping
-from workers.device import MIB, OutOfMemory, StillHeld
+from workers.device import MIB, OutOfMemory
+
+_libc = ctypes.CDLL(None)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+HUGE = 2 * MIB
 
 
 class SimulatedDevice:
@@ -40,8 +43,8 @@ class SimulatedDevice:
         self._bytes_s = settings.gpu.simulated_gb_s * 1e9
         self._faults = _Faults(run / "gpu.faults", worker)
         self._limit = 0
-        self._blocks: dict[int, tuple[weakref.ref[mmap.mmap], card.Runs]] = {}  # by address
-        self._leaving: list[tuple[weakref.ref[mmap.mmap], card.Runs]] = []
+        self._memory: dict[int, mmap.mmap] = {}  # of each block, by address
+        self._runs: dict[int, card.Runs] = {}  # of each block that has memory
         self._link_free_at = 0.0
         self.peak_bytes = 0
 
@@ -52,36 +55,31 @@ class SimulatedDevice:
     def limit(self, lease_bytes: int) -> None:
         self._limit = lease_bytes
 
-    def allocate(self, nbytes: int) -> torch.Tensor:
-        if self._faults.counted("oom-reload"):
+    def allocate(self, nbytes: int, block: torch.Tensor | None = None) -> torch.Tensor:
+        switches = self._faults.switches()
+        if self._faults.counted("oom-reload", switches):
             raise OutOfMemory("simulated device: switched out of memory for a reload")
         runs = self._take(nbytes)
-        memory = mapping(nbytes)
-        block = as_bytes(memory, nbytes)
-        self._blocks[block.data_ptr()] = (weakref.ref(memory), runs)
+        if block is None:
+            memory = vram(nbytes)
+            block = as_bytes(memory, nbytes)
+            self._memory[block.data_ptr()] = memory
+            weakref.finalize(block, self._memory.pop, block.data_ptr(), None)
+        self._runs[block.data_ptr()] = runs
         try:
-            self._faults.lag("reload")
+            self._faults.lag("reload", switches)
         except BaseException:  # told to stop: hold nothing
-            del memory
             self.release(block)
             raise
         self._link_free_at = time.monotonic()
         return block
 
     def release(self, block: torch.Tensor) -> None:
-        if block.numel():
-            self._leaving.append(self._blocks.pop(block.data_ptr()))
-            block.data = torch.empty(0, dtype=torch.uint8)
-        if any(memory() is not None for memory, _ in self._leaving):
-            gc.collect()  # what refers to it may be garbage in a cycle: an exception with its frames
-        self._leaving, gone = (
-            [one for one in self._leaving if one[0]() is not None],
-            [runs for memory, runs in self._leaving if memory() is None],
-        )
-        for runs in gone:
-            self._card.give(runs)
-        if self._leaving:
-            raise StillHeld("something still views weights on the simulated device, whose memory stays taken")
+        """The addresses stay, the pages go: it is an unmapping to the kernel, and views find zeros, not a fault."""
+        memory = self._memory.get(block.data_ptr())
+        if memory is not None:
+            _libc.madvise(block.data_ptr(), len(memory), mmap.MADV_DONTNEED)  # without the GIL
+        self._card.give(self._runs.pop(block.data_ptr(), []))
 
     def pin(self, host: torch.Tensor) -> None:
         pass
@@ -103,11 +101,12 @@ class SimulatedDevice:
 
     @contextlib.contextmanager
     def working(self, nbytes: int) -> Iterator[None]:
-        if self._faults.counted("oom-step"):
+        switches = self._faults.switches()
+        if self._faults.counted("oom-step", switches):
             raise OutOfMemory("simulated device: switched out of memory for a step")
         runs = self._take(nbytes)
         try:
-            self._faults.lag("step")
+            self._faults.lag("step", switches)
             yield
         finally:
             self._card.give(runs)
@@ -126,24 +125,31 @@ class SimulatedDevice:
         return runs
 
 
+def vram(nbytes: int) -> mmap.mmap:
+    """A fresh mapping as the simulated card hands it out: whole huge pages, which the kernel then places on a border of
+    theirs; it fills any other in small pages, ten times slower."""
+    return mapping(-(-nbytes // HUGE) * HUGE)
+
+
 class _Faults:
     """The switches of one worker. A count is kept in this process, and begins anew when the line goes or changes."""
 
     def __init__(self, path: Path, worker: str) -> None:
-        self._path, self._worker = path, worker
+        self._path, self._worker = str(path), worker
         self._used: Counter[tuple[str, str]] = Counter()
 
-    def _switches(self) -> dict[str, str]:
+    def switches(self) -> dict[str, str]:
+        """Ours, kind -> argument, as they are now."""
         try:
-            text = self._path.read_text()
+            with open(self._path) as file:
+                text = file.read()
         except FileNotFoundError:
             return {}
         rows = [line.split() for line in text.splitlines()]
         return {row[1]: (row[2] if len(row) > 2 else "") for row in rows if len(row) > 1 and row[0] == self._worker}
 
-    def counted(self, kind: str) -> bool:
+    def counted(self, kind: str, switches: dict[str, str]) -> bool:
         """True for the first N times."""
-        switches = self._switches()
         self._used = Counter({k: n for k, n in self._used.items() if switches.get(k[0]) == k[1]})
         if kind not in switches:
             return False
@@ -151,11 +157,10 @@ class _Faults:
         self._used[key] += 1
         return self._used[key] <= int(switches[kind] or 1)
 
-    def lag(self, what: str) -> None:
+    def lag(self, what: str, switches: dict[str, str]) -> None:
         """Wait for as long as the switches say."""
-        switches = self._switches()
         if f"lag-{what}" in switches:
             time.sleep(float(switches[f"lag-{what}"] or 1))
         while f"hang-{what}" in switches:
             time.sleep(0.02)
-            switches = self._switches()
+            switches = self.switches()

@@ -74,6 +74,12 @@ class Slot:
     def nbytes(self) -> int:
         return self.span[1] - self.span[0]
 
+    def view(self, block: torch.Tensor, base: int = 0) -> torch.Tensor:
+        """Its tensor inside `block`, uint8, which begins at byte `base` of the arena."""
+        size, start = self.dtype.itemsize, self.offset - base
+        flat = block[start : start + self.nbytes // size * size].view(self.dtype)
+        return flat.as_strided(self.size, self.stride)
+
     def keep(self) -> int:
         """Its value moves to a host tensor of its own, for good. Returns the bytes copied."""
         self.own = self.live.detach().to("cpu", copy=True)

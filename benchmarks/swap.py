@@ -1,0 +1,194 @@
+"""What a swap costs: reload and offload of real models beside raw copies and `model.to()`-style moves, interleaved.
+
+`python benchmarks/swap.py [--rounds 30] [--json]`: Whisper tiny.en, segmentation-3.0, CAM++ and SmolLM2 (where stored),
+and a model of 1.2 GB with random weights, on CUDA where there is a card, else on the simulated one.
+`--models whisper-tiny.en,campplus` picks some.
+
+`python benchmarks/swap.py --true-size`: the models of the mission at their true size with random weights, on CUDA. For
+that a bare GPU machine needs this tree and `pip install "torch>=2.11" transformers`, nothing else: no set-up, no model
+files. On the simulator `--true-size --scale 0.02` runs the same code at a fiftieth of the layers and vocabulary; its
+figures say nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import ctypes
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+import torch  # noqa: E402
+from figures import Figure, show  # noqa: E402
+from torch import nn  # noqa: E402
+
+from workers._torch import torchaudio_beside_cpu_torch  # noqa: E402
+from workers.arena import as_bytes  # noqa: E402
+from workers.residency import Device, Residency  # noqa: E402
+
+GB = 1e9
+# On the simulator nothing waits for anything: seconds of CPU are what it takes on a machine with nothing else to do.
+clock = time.perf_counter if torch.cuda.is_available() else time.thread_time
+SPARE = 512 * 2**20
+
+
+class Raw:
+    """The same bytes moved by nothing but one allocation and one copy: what no swap can beat."""
+
+    def __init__(self, device: Device, host: torch.Tensor) -> None:
+        self.device, self.host = device, host
+        self.cuda = device.torch_device.type == "cuda"
+
+    def once(self) -> tuple[float, float]:
+        """Seconds in, seconds out."""
+        began = clock()
+        if self.cuda:
+            block = torch.empty(len(self.host), dtype=torch.uint8, device=self.device.torch_device)
+            block.copy_(self.host, non_blocking=True)  # pinned, as the arena is
+            torch.cuda.synchronize()
+            there = clock()
+            del block
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        else:
+            from workers.simulated import vram
+
+            memory = vram(len(self.host))
+            ctypes.memmove(as_bytes(memory, len(self.host)).data_ptr(), self.host.data_ptr(), len(self.host))
+            there = clock()
+            del memory
+        return there - began, clock() - there
+
+
+class Naive:
+    """What `model.to(device)` and `model.to("cpu")` do: each tensor copied into memory of its own, and back."""
+
+    def __init__(self, device: Device, model: nn.Module) -> None:
+        self.device, self.model = device, model
+
+    def once(self) -> tuple[float, float]:
+        seconds = []
+        for target in (self.device.torch_device, torch.device("cpu")):
+            began = clock()
+            if self.device.torch_device.type == "cuda":
+                self.model.to(target)
+                torch.cuda.synchronize()
+                if target.type == "cpu":
+                    torch.cuda.empty_cache()
+            else:  # .to("cpu") would do nothing
+                self.model._apply(lambda t: t if t.is_sparse else t.clone())
+            seconds.append(clock() - began)
+        return seconds[0], seconds[1]
+
+
+def measure(name: str, device: Device, model: nn.Module, rounds: int) -> list[Figure]:
+    """Each round does one of each, the order turning."""
+    naive_model = copy.deepcopy(model)
+    residency = Residency(device, [model])
+    device.limit(2 * residency.arena_bytes + SPARE)
+    raw, naive = Raw(device, residency._arena.host), Naive(device, naive_model)
+    seconds: dict[str, tuple[list[float], list[float]]] = {k: ([], []) for k in ("ours", "raw", "naive")}
+    copied = 0
+
+    def ours() -> tuple[float, float]:
+        nonlocal copied
+        began = clock()
+        residency.reload()
+        there = clock()
+        copied += residency.offload().copied_bytes
+        return there - began, clock() - there
+
+    ways: list[tuple[str, Callable[[], tuple[float, float]]]] = [
+        ("ours", ours),
+        ("raw", raw.once),
+        ("naive", naive.once),
+    ]
+    for turn in range(-3, rounds):  # three to warm up
+        for way, once in ways:
+            in_s, out_s = once()
+            if turn >= 0:
+                seconds[way][0].append(in_s)
+                seconds[way][1].append(out_s)
+        ways = ways[1:] + ways[:1]
+    device.limit(0)
+    size, unique = residency.arena_bytes, residency.weights_bytes
+    (in_s, out_s), (raw_in, raw_out), (to_in, to_out) = (
+        tuple(statistics.median(s) for s in seconds[way]) for way in ("ours", "raw", "naive")
+    )
+    figures = [
+        Figure.against(f"{name}: arena, beside its {unique / 1e6:.0f} MB of storage (<= 1.02)", size, "bytes", unique),
+        Figure.against(f"{name}: reload, beside one raw copy (>= 0.9)", size / in_s / GB, "GB/s", size / raw_in / GB),
+        Figure.against(f"{name}: offload, beside raw freeing (<= 1.3)", out_s * 1e3, "ms", raw_out * 1e3),
+        Figure(f"{name}: bytes copied back in {rounds} offloads (0)", copied, "bytes"),
+        Figure.against(f"{name}: reload, beside model.to(device)", in_s * 1e3, "ms", to_in * 1e3),
+        Figure.against(f"{name}: offload, beside model.to(host)", out_s * 1e3, "ms", to_out * 1e3),
+    ]
+    residency.close()
+    return figures
+
+
+def open_here(folder: Path) -> Device:
+    """CUDA where there is a card, else the simulated one with room for all."""
+    if torch.cuda.is_available():
+        from types import SimpleNamespace
+
+        from workers.cuda import CudaDevice
+
+        bare: Any = SimpleNamespace(gpu=SimpleNamespace(index=0))  # settings need msgspec, which may not be here
+        return CudaDevice(bare, folder)
+    from common.settings import load
+    from workers.residency import open_device
+
+    return open_device(load(None, ("gpu.device=simulated",), {}), folder, "benchmark")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--models", default="", help="comma-separated; default: all that are here")
+    parser.add_argument("--true-size", action="store_true", help="the mission's models at true size (needs CUDA)")
+    parser.add_argument("--scale", type=float, default=1.0, help="with --true-size: share of layers and vocabulary")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
+    if args.true_size and args.scale == 1.0 and not torch.cuda.is_available():
+        sys.exit("benchmarks/swap.py --true-size needs a CUDA device; to check its code path: --true-size --scale 0.02")
+    with tempfile.TemporaryDirectory(prefix="swap-") as tmp:
+        device = open_here(Path(tmp))
+        if args.true_size:
+            import true_size
+
+            figures = true_size.run(device, args.scale, args.rounds)
+        else:
+            from true_models import qwen
+
+            from tests.torch_models import FAMILIES
+
+            here: dict[str, Callable[[], nn.Module]] = {n: (lambda f=f: f().model) for n, f in FAMILIES.items()}
+            torchaudio_beside_cpu_torch()
+            here["random-1.2-gb"] = lambda: qwen(896, 4864, 24, 14, 2, 151_936, True)(0.6)
+            chosen = args.models.split(",") if args.models else list(here)
+            unknown = [name for name in chosen if name not in here]
+            if unknown:
+                sys.exit(f"benchmarks/swap.py: no model {unknown[0]!r} here (there are: {', '.join(here)})")
+            figures = []
+            for name in chosen:
+                figures += measure(name, device, here[name](), args.rounds)
+    if not args.json:
+        print(f"device: {device.name}  driver: {device.driver or 'none'}  torch {torch.__version__}")
+        if args.scale != 1.0:
+            print(f"scale {args.scale}: shows that the code runs; the figures say nothing")
+    show(figures, args.json)
+
+
+if __name__ == "__main__":
+    main()
