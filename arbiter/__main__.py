@@ -70,6 +70,7 @@ class Arbiter:
         self.memory = Memory()
         self.plan: Plan | None = None
         self.notes = show.Notes(simulated=kind == "simulated", pins=hands.read_pins(p.run))
+        self.notes.moved_s = dict.fromkeys(self.ledger.rows, now)  # a burst's time begins anew
         self.orders = o.Orders()
         self.processes = hands.Processes(p.run)
         self.socket = wire.router(wire.ipc(p.settings, "arbiter"))
@@ -81,7 +82,7 @@ class Arbiter:
         self._blocked_until = -inf  # an effect failed: it and all after it wait
         self._blocked = ""
         self._refused: set[tuple[Incarnation, int]] = set()
-        self._troubles = ""
+        self._troubles = self._unnamed = ""
         self._published_at, self._news = -inf, True
         self.carry(self.ledger.start(now), now)
 
@@ -151,34 +152,30 @@ class Arbiter:
 
     def _measured(self, answers: list[Answer], now: float) -> None:
         for a in answers:
-            by_pid, unnamed = self._named(a.by_pid), ""
-            if by_pid is None:
-                unnamed = UNNAMED
+            by_pid = self._named(a)
+            self._unnamed = "" if by_pid is not None else UNNAMED
             self.notes.device, self.notes.used_bytes = a.device, a.used_bytes
-            measured = Measured(number=a.number, total_bytes=a.total_bytes, used_bytes=a.used_bytes, by_pid=by_pid)
             before = (self.ledger.total_bytes, self.ledger.foreign_bytes)
-            self.carry(self.ledger.measured(measured), now)
-            after = (self.ledger.total_bytes, self.ledger.foreign_bytes)
-            self._news |= before != after
-            if before != after:
+            fields = {f: getattr(a, f) for f in Measured.__struct_fields__} | {"by_pid": by_pid}
+            self.carry(self.ledger.measured(Measured(**fields)), now)
+            if before != (self.ledger.total_bytes, self.ledger.foreign_bytes):
+                self._news = True
                 cap, foreign = show.cap(self.ledger, self.gpu), self.ledger.foreign_bytes
                 self.log.info("measured", device=a.device, cap_mib=cap >> 20, foreign_mib=foreign >> 20)
-            self._unnamed = unnamed
         self.notes.trouble = "; ".join(t for t in (self._blocked, self.helper.trouble, self._unnamed) if t)
         if self.notes.trouble != self._troubles:
             self._troubles, self._news = self.notes.trouble, True
-            self.log.warning("trouble", reason=self._troubles) if self._troubles else self.log.info(
-                "no trouble any more"
-            )
+            if self._troubles:
+                self.log.warning("trouble", reason=self._troubles)
+            else:
+                self.log.info("no trouble any more")
 
-    _unnamed = ""
-
-    def _named(self, by_pid: dict[int, int] | None) -> dict[int, int] | None:
-        """None also when a worker that surely holds memory is not among them: its pid is another one over there."""
-        if by_pid is None or self.notes.simulated:
-            return by_pid
-        rows = [r for r in self.ledger.rows.values() if show.ready(r) and r.status and r.status.held_bytes]
-        return None if any(r.incarnation.pid not in by_pid for r in rows) else by_pid
+    def _named(self, a: Answer) -> dict[int, int] | None:
+        """None also when a worker that surely held memory is not among them: its pid is another one over there."""
+        if a.by_pid is None or self.notes.simulated:
+            return a.by_pid
+        rows = [r for r in self.ledger.rows.values() if r.settled < a.number and r.status and r.status.held_bytes]
+        return None if any(r.incarnation.pid not in a.by_pid for r in rows) else a.by_pid
 
     # What is decided
 
@@ -188,10 +185,8 @@ class Arbiter:
         for _ in range(2):  # the second look finds the reasons of those who still wait
             view = show.view(self.ledger, self.notes, self.memory, self.gpu)
             plan = decide(view, self.gpu, now)
-            self._news |= self.plan is None or (plan.phase, plan.waits.keys()) != (
-                self.plan.phase,
-                self.plan.waits.keys(),
-            )
+            old = self.plan
+            self._news |= old is None or (plan.phase, plan.waits.keys()) != (old.phase, old.waits.keys())
             self.plan, self.memory = plan, plan.memory
             n = self.ledger.n
             for who, reason in plan.revoke:

@@ -94,7 +94,10 @@ class Helper:
         *lines, self._text = (self._text + data).split(b"\n")
         out = []
         for line in lines:
-            answer = msgspec.json.decode(line, type=Answer)
+            try:
+                answer = msgspec.json.decode(line, type=Answer)
+            except msgspec.MsgspecError:  # a driver's library has printed something
+                continue
             self._asked, self._late_at = None, inf
             if answer.error:
                 self.trouble = f"the device cannot be measured: {answer.error}"

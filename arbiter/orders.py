@@ -109,18 +109,7 @@ class Orders:
         epochs = {r.incarnation.worker: r.epoch for r in leaves}
         if waiting:
             name = waiting[0].incarnation.worker
-            stays = [r for r in self._granted(desk.ledger) if r.incarnation.worker in desk.notes.pins]
-            room = desk.ledger.cap() - sum(r.bytes for r in stays)
-            wants = waiting[0].status.wants if waiting[0].status else m.Want(bytes=0)
-            if (wants.least_bytes or wants.bytes) > room:
-                pins = ", ".join(r.incarnation.worker for r in stays)
-                why = (
-                    f"{pins} is pinned"
-                    if pins
-                    else desk.plan.waits.get(waiting[0].incarnation, "")
-                    if desk.plan
-                    else ""
-                )
+            if why := self._never(desk, waiting[0]):
                 return m.Refused(reason=f"{name} cannot be served: {why}")
             desk.memory = msgspec.structs.replace(desk.memory, forced=name)
             self._swap = Swap(burst=name, began_s=now, leaves=epochs)
@@ -131,6 +120,17 @@ class Orders:
         for row in leaves:
             desk.carry(desk.ledger.revoke(row.incarnation, now, "swap by hand"), now)
         return m.Done(detail=f"nobody waits: {', '.join(epochs)} leaves the GPU and comes back")
+
+    def _never(self, desk: Desk, row: Row) -> str:
+        """Why a want does not fit even when everybody leaves who may be asked to."""
+        assert row.status
+        wants = row.status.wants
+        pinned = [r for r in self._granted(desk.ledger) if r.incarnation.worker in desk.notes.pins]
+        room = show.cap(desk.ledger, desk.p.settings.gpu) - sum(r.bytes for r in pinned)
+        if (wants.least_bytes or wants.bytes) <= room:
+            return ""
+        said = desk.plan.waits.get(row.incarnation, "") if desk.plan else ""
+        return f"{', '.join(r.incarnation.worker for r in pinned)} is pinned" if pinned else said or "it does not fit"
 
     def _swapped(self, desk: Desk, now: float) -> m.Answer:
         """Refused, with a time to ask again, while the swap is under way; then what it took."""

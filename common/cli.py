@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from common import cli_gpu
-from common.cli_data import doctor, keys, models, purge, retry, streams, summaries, summarize
+from common.cli_data import doctor, keys, models, purge, retry, streams
+from common.cli_minutes import summaries, summarize
 from common.settings import Settings, UserError, load
 
 if TYPE_CHECKING:
@@ -158,15 +159,19 @@ def demo(given: Given, pace: str, keep: bool) -> None:
 
     pick = auto.resolve(given.settings)
     data = given.settings().data / f"demo-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}"
-    more = (
+    more: tuple[str, ...] = (
         f"profile={pick.name}",
         f"data_dir={data}",
         "source=" + json.dumps([console.recording(pace)]),
         f"viewer.port={console.free_port()}",
     )
+    tight, line = console.tight_card(given.settings(*more))
+    more += tight
     settings = given.settings(*more)
     data.mkdir(parents=True)
     news(f"demo: {console.RECORDING.name} at pace {pace}; ends by itself")
+    if line:
+        news(line)
     for line in console.addresses(settings):
         news(line)
     watch = console.Demo(settings, say)

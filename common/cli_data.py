@@ -18,7 +18,7 @@ from common.settings import Settings, UserError
 
 if TYPE_CHECKING:
     from common.cli import Given
-    from common.messages import Body, Event
+    from common.messages import Body
 
 NO_FEED = "the feed does not answer; see: swapscribe status"
 
@@ -89,11 +89,11 @@ def retry(given: Given, stream: str, start: str, end: str | None) -> None:
     count = sum(e.span[0] < span[1] and span[0] < e.span[1] for e in gaps)
     if not count:
         raise UserError(f"nothing failed in {stream} that could be tried again")
-    _say(settings, stream, m.Retry(span=span))
+    say(settings, stream, m.Retry(span=span))
     click.echo(f"{stream}: {count} failed part{'s' * (count > 1)} will be transcribed again")
 
 
-def _say(settings: Settings, stream: str, body: Body) -> None:
+def say(settings: Settings, stream: str, body: Body) -> None:
     """Journal what a person wants."""
     from common import messages as m
     from common.feed_client import Appender
@@ -112,62 +112,6 @@ def _say(settings: Settings, stream: str, body: Body) -> None:
         appender.close()
     if isinstance(answer, m.Refused):
         raise UserError(f"refused: {answer.reason}")
-
-
-@click.group()
-def summarize() -> None:
-    """Minutes of what was said."""
-
-
-@summarize.command("now")
-@click.argument("stream", required=False)
-@click.pass_obj
-def summarize_now(given: Given, stream: str | None) -> None:
-    """Want minutes of a stream now (default: the one that is open, or the last one)."""
-    from common import messages as m
-
-    settings = given.settings()
-    if not settings.summary.enabled:
-        raise UserError("minutes are turned off here; set summary.enabled=true")
-    chosen, events = _minutes_of(settings, stream)
-    bodies = [e.decode() for e in events if e.stream == chosen]
-    if not any(isinstance(b, m.Transcript) for b in bodies):
-        raise UserError(f"nothing was said in {chosen} yet")
-    _say(settings, chosen, m.SummaryWanted())
-    click.echo(f"{chosen}: minutes are written as soon as the GPU is free; see: swapscribe summaries {chosen}")
-
-
-@click.command()
-@click.argument("stream", required=False)
-@click.pass_obj
-def summaries(given: Given, stream: str | None) -> None:
-    """Print the minutes of a stream (default: the one that is open, or the last one)."""
-    from common import console
-
-    chosen, events = _minutes_of(given.settings(), stream)
-    lines = [console.caption(e) for e in events if e.stream == chosen and e.kind == "summary"]
-    if not any(lines):
-        raise UserError(f"no minutes of {chosen} yet; to have them written: swapscribe summarize now {chosen}")
-    for line in lines:
-        if line:  # else it was purged
-            click.echo(line)
-
-
-def _minutes_of(settings: Settings, stream: str | None) -> tuple[str, list[Event]]:
-    """The stream meant, and the events by which it is told what it has."""
-    from common.feed_client import replay
-    from common.wire import Unreachable
-
-    try:
-        kinds = ("stream_started", "stream_ended", "transcript", "summary")
-        events = [e for e in replay(settings, kinds=kinds, stream=stream) if not e.purged]
-    except Unreachable:
-        raise UserError(NO_FEED) from None
-    began = [e.stream for e in events if e.kind == "stream_started"]
-    if not began:
-        raise UserError(f"no stream {stream!r}; there are: swapscribe streams" if stream else "no streams yet")
-    ended = {e.stream for e in events if e.kind == "stream_ended"}
-    return next((s for s in reversed(began) if s not in ended), began[-1]), events
 
 
 @click.command()

@@ -17,14 +17,15 @@ from typing import Any
 
 import msgspec
 
+from common import card, topology, wire
 from common import messages as m
-from common import topology, wire
 from common.feed_client import FeedClient
 from common.gpu_text import Pauses, summary
 from common.launch import Launcher
 from common.settings import Settings, UserError
 
 CAPTION_KINDS = ("transcript", "gap", "suppressed", "stream_started", "stream_ended", "summary")
+TIGHT_MIB = 700  # of the demo: tiny.en needs 430, SmolLM2 470
 RECORDING = Path(__file__).resolve().parent.parent / "examples" / "recording.flac"
 FROM_THE_END = 2**62  # replay after this: no events, but the head
 
@@ -197,6 +198,21 @@ def recording(pace: str) -> dict[str, str]:
     return {"name": "recording", "kind": "file", "path": str(RECORDING), "pace": pace}
 
 
+def tight_card(settings: Settings) -> tuple[tuple[str, ...], str]:
+    """(settings of a simulated card on which the embedded models take turns, the line that says so); nothing where
+    there is a real card, other models, or a size that a person chose."""
+    embedded = (settings.transcriber.model, settings.summary.model) == ("tiny.en", "smollm2-135m")
+    if not (embedded and settings.summary.enabled and not settings.gpu.simulated_mib):
+        return (), ""
+    if card.kind(settings) != "simulated":
+        return (), ""
+    changes = (f"gpu.simulated_mib={TIGHT_MIB}", "gpu.margin_mib=0", "summary.interval_s=15")
+    line = (
+        f"demo: a simulated card of {TIGHT_MIB} MiB holds the transcriber or the summarizer, not both: they take turns"
+    )
+    return changes, line
+
+
 def addresses(settings: Settings) -> list[str]:
     viewer, feed = settings.viewer, settings.feed
     token = f"?token={viewer.token}" if viewer.token else ""
@@ -251,6 +267,7 @@ class Demo:
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
         self._expected, self._say = len(settings.source), say
         self._captions = Captions(settings, after=0)
+        self._minutes = settings.summary.enabled and settings.summary.at_end
         self._worst_lag_s = 0.0
         self._moved_at, self._place = time.monotonic(), 0
         self._failure = "interrupted"
@@ -282,8 +299,14 @@ class Demo:
             and "stream_ended" in s.heads
             and topology.COVERAGE_PRODUCER in s.producers
             and s.producers[topology.COVERAGE_PRODUCER].positions.get("audio", 0) >= s.audio_head
+            and (not self._minutes or self._minuted(s))
             for s in streams
         )
+
+    def _minuted(self, s: m.StreamBeat) -> bool:
+        """The minutes are about everything that was said."""
+        at = s.producers["summarizer"].positions if "summarizer" in s.producers else {}
+        return at.get("transcript", 0) >= s.heads.get("transcript", 0)
 
     def summary(self, say: Callable[[str], None]) -> bool:
         """Print what became of every second; True when none is pending or missing."""

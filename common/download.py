@@ -221,7 +221,7 @@ def run(
             stderr=subprocess.STDOUT,
             cwd=cwd,
             env=os.environ | (env or {}),
-            preexec_fn=_die_with_parent,  # else it would write into a folder that the next fetch removes
+            preexec_fn=partial(_die_with, os.getpid()),  # else it would write into a folder that the next fetch removes
         )
         try:
             while child.poll() is None:
@@ -240,5 +240,7 @@ def run(
     return errors[-1].removeprefix("ERROR:").strip()[:200]
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it died before we asked to be told
+        os._exit(1)

@@ -244,9 +244,10 @@ def compose(path: Path, repeats: int = 1) -> None:
 class Undisturbed:
     """The clip, and what the journal of a run without any disturbance holds."""
 
-    def __init__(self, folder: Path, repeats: int = 1) -> None:
-        self.clip = folder / "clip.wav"
-        compose(self.clip, repeats)
+    def __init__(self, folder: Path, repeats: int = 1, clip: Path | None = None) -> None:
+        self.clip = clip or folder / "clip.wav"
+        if clip is None:
+            compose(self.clip, repeats)
         settings = Settings(data_dir=str(folder / "data"))
         processes = Processes(folder, settings)
         try:

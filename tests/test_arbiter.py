@@ -165,6 +165,18 @@ def test_workers_carry_on_without_an_arbiter(gpu: Gpu) -> None:
     assert '"granted"' not in again.output() and card.by_pid() == {worker.pid: 600 * MIB}, "nobody had to move"
 
 
+def test_a_burst_goes_on_through_a_restart_of_the_arbiter(gpu: Gpu) -> None:
+    arbiter = gpu.arbiter()
+    gpu.worker("transcriber", want_mib=600)
+    gpu.has("transcriber")
+    gpu.worker("summarizer", want_mib=900, lane="burst", works_s=2.0)
+    gpu.has("summarizer")
+    arbiter.kill()
+    again = gpu.arbiter()
+    gpu.has("transcriber")
+    assert said(again, "revoked")["reason"] == "it wants nothing", "it had its whole time"
+
+
 def test_one_who_died_while_no_arbiter_looked_is_noticed(gpu: Gpu) -> None:
     arbiter = gpu.arbiter()
     worker = gpu.worker("summarizer", want_mib=900, lane="burst")

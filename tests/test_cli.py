@@ -100,7 +100,8 @@ def test_demo_ends_by_itself_and_sums_up(swapscribe: Swapscribe, weights: None) 
 
 @pytest.mark.speech
 def test_demo_fails_when_words_are_missing(swapscribe: Swapscribe) -> None:
-    done = swapscribe("--set", f"model_cache={swapscribe.settings.data}", "demo", "--pace", "max")
+    sets = ("--set", f"model_cache={swapscribe.settings.data}", "--set", "summary.enabled=false")
+    done = swapscribe(*sets, "demo", "--pace", "max")
     assert done.returncode == 1
     assert "transcriber cannot run: model tiny.en is not there" in done.stdout
 

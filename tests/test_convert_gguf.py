@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from common import models
+from common.fetch import fetch
 from common.settings import Settings
 from tests.conftest import clean_environment
 from workers import convert, convert_gguf
@@ -195,15 +196,15 @@ def test_rounding_to_bf16_is_to_nearest_even() -> None:
 
 @pytest.mark.speech
 def test_the_stored_smollm2_is_the_one_that_was_compared() -> None:
-    models.fetch(Settings(), ["smollm2-135m"])
+    fetch(Settings(), ["smollm2-135m"])
     found = models.verify(Settings(), "smollm2-135m")
     assert found.sha256 == COMPARED_SHA256
     assert set(found.files) == {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
-@pytest.mark.joined
+@pytest.mark.speech
 def test_a_damaged_side_file_is_found(folder: Path) -> None:
-    models.fetch(Settings(), ["smollm2-135m"])
+    fetch(Settings(), ["smollm2-135m"])
     there = models.available(Settings(), "smollm2-135m")
     here = Settings(model_cache=str(folder))
     copy = folder / "models" / "smollm2-135m"

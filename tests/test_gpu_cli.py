@@ -221,5 +221,5 @@ def test_the_feed_the_captions_and_the_page_show_a_burst(processes: Processes, s
 def test_state_without_an_arbiter_is_none(settings: Settings) -> None:
     settings.data.mkdir(parents=True)
     began = time.monotonic()
-    assert state(settings, timeout_s=0.2) is None and time.monotonic() - began < 2.0
+    assert state(settings, timeout_s=60.0) is None and time.monotonic() - began < 30.0, "nobody is waited for"
     assert holder(settings.data / "run", "arbiter") is None

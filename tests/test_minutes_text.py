@@ -47,6 +47,10 @@ def test_no_control_word_survives(said: str, controls: tuple[str, ...]) -> None:
     assert safe.replace(" ", "") == said.replace(" ", ""), "only spaces are added"
 
 
+def test_control_words_that_overlap_are_all_broken() -> None:
+    assert words.defused("<<<", ["<<"]) == "< < <"
+
+
 def test_the_newest_lines_that_fit_are_taken() -> None:
     assert words.newest([5, 5, 5], 15) == 0
     assert words.newest([5, 5, 5], 14) == 1

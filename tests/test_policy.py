@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from arbiter.effects import FREE, GRANTED, LOST, REVOKED
+from arbiter.effects import FREE, GRANTED, LOST, RECLAIMING, REVOKED
 from arbiter.policy import decide
 from arbiter.view import Burst, Memory, Plan, View, Worker
 from common.messages import Incarnation
@@ -78,6 +78,7 @@ def test_one_that_is_refused_more_keeps_what_it_has() -> None:
     p = plan(greedy, off("translator", 11))
     assert not p.revoke and not p.grant, "its 6 are not anybody's"
     assert granted(plan(greedy, off("translator", 10))) == "translator"
+    assert not plan(greedy, on("translator", 8), burst(11)).revoke, "nobody leaves for what cannot come"
 
 
 def test_who_wants_too_much_after_running_out_of_memory_gets_all_there_is() -> None:
@@ -233,7 +234,7 @@ def test_only_the_cheapest_leave() -> None:
     assert leaves(plan(*STACK, burst(8))) == {"translator", "diarizer"}, "the captions stay"
     assert leaves(plan(*STACK, burst(4))) == {"diarizer"}
     dear = (STACK[0], STACK[1], on("diarizer", 3, reload_s=9.0))
-    assert leaves(plan(*dear, burst(7))) == {"translator"}, "what takes long to come back stays"
+    assert leaves(plan(*dear, burst(5))) == {"translator"}, "what takes long to come back stays"
 
 
 def test_the_transcriber_comes_first_after_a_burst_one_after_the_other() -> None:
@@ -312,7 +313,8 @@ def test_a_pinned_worker_stays_whatever_waits() -> None:
     assert not p.revoke and not p.grant and why(p, "summarizer").startswith("transcriber is pinned")
     pinned = msgspec.structs.replace(SUMMARIZER, pinned=True)
     old = Memory(burst=Burst(who=who("summarizer"), began_s=NOW - 900.0, held_s=NOW - 900.0, cost_s=2.0))
-    assert not plan(off("transcriber", 6, lag_s=99.0), pinned, memory=old).revoke
+    p = plan(off("transcriber", 6, lag_s=99.0), pinned, memory=old)
+    assert not p.revoke and p.memory.burst
 
 
 def test_one_evicted_by_hand_stays_away_for_a_while() -> None:
@@ -351,6 +353,30 @@ def test_a_worker_that_cannot_come_back_does_not_make_the_return_last_for_ever()
     over = Memory(returning=True, served_s={"diarizer": NOW - 1.0})
     p = plan(on("transcriber", 6, silence_s=0.1), off("diarizer", 12), memory=over)
     assert not p.memory.returning and p.phase == "idle"
+
+
+def test_the_return_is_over_when_the_live_ones_are_back() -> None:
+    p = plan(on("transcriber", 6), off("quantizer", 5, lane="batch"), memory=Memory(returning=True))
+    assert not p.memory.returning and granted(p) == "quantizer"
+
+
+def test_a_dead_worker_that_held_nothing_is_no_news() -> None:
+    dead = Worker(who=who("translator"), state=RECLAIMING)
+    assert plan(on("transcriber", 6), dead).phase == "idle"
+    assert plan(on("transcriber", 6), msgspec.structs.replace(dead, bytes=5 * G)).phase == "reclaiming"
+
+
+def test_a_burst_whose_time_is_over_leaves_even_if_nobody_can_use_its_room() -> None:
+    """Else its lease would have no end; it comes again in its turn."""
+    old = Memory(burst=Burst(who=who("summarizer"), began_s=NOW - 61.0, held_s=NOW - 61.0, cost_s=2.0))
+    p = plan(off("transcriber", 6), off("diarizer", 11), on("summarizer", 9, lane="burst"), memory=old)
+    assert leaves(p) == {"summarizer"}
+
+
+def test_batch_does_not_come_while_somebody_live_waits() -> None:
+    speech = on("transcriber", 6, silence_s=0.1)
+    p = plan(speech, off("diarizer", 11), off("quantizer", 5, lane="batch", since_s=NOW - 900.0))
+    assert not p.grant and why(p, "quantizer") == "diarizer is first"
 
 
 def test_the_phase_says_when_the_stack_is_back() -> None:

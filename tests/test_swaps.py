@@ -1,13 +1,17 @@
 """The mission's case: a model that does not fit beside the others gets the card for bursts, and nothing is lost.
 
 Real Whisper on real speech at real-time pace, real processes, the simulated card. `benchmarks/mission.py` plays it for
-longer and prints the figures.
+longer and prints the figures. Random choices come from a seed that is printed; TEST_SEED chooses it.
 """
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,7 +20,7 @@ import pytest
 from common.settings import Settings, SummarySettings
 from tests.conftest import Processes, wait_for
 from tests.swaps import SwapSystem, Watch, gpu, turns_of
-from tests.system import Undisturbed, file_source
+from tests.system import RECORDING, Following, Undisturbed, file_source
 
 pytestmark = [pytest.mark.processes, pytest.mark.speech, pytest.mark.timeout(300)]
 TENTH = {  # of 6 : 5 : 3 beside 14 on a card of 16, in MiB; the transcriber is the real one, with ballast
@@ -30,7 +34,7 @@ TENTH = {  # of 6 : 5 : 3 beside 14 on a card of 16, in MiB; the transcriber is 
 @pytest.fixture(scope="module")
 def undisturbed() -> Iterator[Undisturbed]:
     with tempfile.TemporaryDirectory(prefix="sw-") as folder:
-        yield Undisturbed(Path(folder))
+        yield Undisturbed(Path(folder), clip=RECORDING)
 
 
 def swapped(system: SwapSystem, undisturbed: Undisturbed, cycles: int) -> Watch:
@@ -69,7 +73,7 @@ def test_whisper_and_the_summarizer_share_a_card_that_holds_one(
     settings = msgspec.structs.replace(
         settings,
         gpu=gpu(simulated_mib=700),
-        summary=SummarySettings(interval_s=15.0, max_new_tokens=24),
+        summary=SummarySettings(interval_s=10.0, max_new_tokens=24),
     )
     system = SwapSystem(processes, settings, {}, file_source(undisturbed.clip, "1.0"), summaries=True)
     watch = swapped(system, undisturbed, 3)
@@ -77,4 +81,95 @@ def test_whisper_and_the_summarizer_share_a_card_that_holds_one(
     stream = system.ended().stream
     summaries = wait_for(lambda: [e for e in system.journal(stream) if e.kind == "summary"], 60, "minutes")
     assert len(summaries) >= 3
+    system.stop()
+
+
+class Inflicter:
+    """Faults during swaps. Each waits for its moment, and returns when it has been dealt with."""
+
+    def __init__(self, system: SwapSystem, watch: Watch) -> None:
+        self.system, self.watch = system, watch
+        self.switches = system.run / "gpu.faults"
+
+    def state(self, worker: str) -> tuple[int, str, str]:
+        """(pid, state, residency) by the arbiter's last word."""
+        rows = self.watch.states[-1][1].workers if self.watch.states else ()
+        return next(((w.pid, w.state, w.residency) for w in rows if w.worker == worker), (0, "", ""))
+
+    def resident(self, worker: str, but: int = 0) -> int:
+        def there() -> int:
+            pid, state, residency = self.state(worker)
+            return pid if (state, residency) == ("granted", "resident") and pid != but else 0
+
+        return wait_for(there, 60.0, f"{worker} on the card")
+
+    def kill(self, worker: str) -> None:
+        """In the middle of a step, or whatever it does while it is there."""
+        pid = self.resident(worker)
+        os.kill(pid, signal.SIGKILL)
+        self.resident(worker, but=pid)
+
+    def stop(self, worker: str) -> None:
+        """It cannot give back what it is asked for: its deadline kills it."""
+        pid = self.resident(worker)
+        os.kill(pid, signal.SIGSTOP)
+        self.resident(worker, but=pid)
+
+    def switch(self, worker: str, line: str, done: Callable[[], bool]) -> None:
+        self.switches.write_text(f"{worker} {line}\n")
+        wait_for(done, 60.0, f"{line} of {worker} to be met")
+        self.switches.unlink()
+        self.resident(worker)
+
+    def oom(self, worker: str, what: str) -> None:
+        before = self.system.log(worker).count("out of GPU memory")
+        self.switch(worker, f"oom-{what} 1", lambda: self.system.log(worker).count("out of GPU memory") > before)
+
+    def deaf(self, worker: str) -> None:
+        """A step that never ends, as in a call of a driver; the control thread goes on saying that it lives."""
+        pid = self.resident(worker)
+        self.switch(worker, "hang-step", lambda: self.state(worker)[0] not in (pid, 0))
+
+    def arbiter(self) -> None:
+        """In the middle of a swap."""
+        wait_for(lambda: self.watch.states[-1][1].phase in ("making room", "giving back"), 60.0, "a swap")
+        self.system.kill("arbiter")
+        self.system.up("arbiter")
+
+
+def test_faults_during_swaps_lose_nothing(processes: Processes, settings: Settings, undisturbed: Undisturbed) -> None:
+    """The real transcriber beside a stand-in that wants the card all the time: each word is what it would have been."""
+    seed = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(10**6))
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    plans = {"summarizer": {"mib": 400, "every_s": 0.5, "burst_s": 0.5}}
+    settings = msgspec.structs.replace(settings, gpu=gpu(simulated_mib=700))
+    system = SwapSystem(processes, settings, plans, file_source(undisturbed.clip, "0.7"), summaries=True)
+    system.start()
+    watch, follower = Watch(system.settings), Following(system.settings)
+    inflicter = Inflicter(system, watch)
+    faults: list[tuple[str, Callable[[], None]]] = [
+        ("kill transcriber", lambda: inflicter.kill("transcriber")),
+        ("kill summarizer", lambda: inflicter.kill("summarizer")),
+        ("stop transcriber", lambda: inflicter.stop("transcriber")),
+        ("oom-reload transcriber", lambda: inflicter.oom("transcriber", "reload")),
+        ("oom-step summarizer", lambda: inflicter.oom("summarizer", "step")),
+        ("deaf summarizer", lambda: inflicter.deaf("summarizer")),
+        ("kill arbiter", inflicter.arbiter),
+    ]
+    rng.shuffle(faults)
+    try:
+        stream = follower.wait("stream_started").stream
+        for name, inflict in faults:
+            inflicter.resident("transcriber")
+            threading.Event().wait(rng.random())  # when it happens is what is drawn
+            print(f"{len(follower.events):4} events  {name}", flush=True)
+            inflict()
+        follower.wait("stream_ended", 120.0)
+        undisturbed.assert_same(system, stream)
+        assert watch.most_mib <= 700
+    finally:
+        watch.close()
+        follower.close()
+    assert "gave up" not in system.log("transcriber")
     system.stop()

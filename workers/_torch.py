@@ -27,7 +27,8 @@ def set_up(threads: int, cache: Path) -> Any:
     import torch
 
     torch.set_num_threads(threads)
-    torch.set_num_interop_threads(1)
+    if torch.get_num_interop_threads() != 1:  # can be set once
+        torch.set_num_interop_threads(1)
     torch.set_grad_enabled(False)
     torch.use_deterministic_algorithms(True, warn_only=True)
     return torch

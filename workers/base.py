@@ -193,8 +193,7 @@ class Runner:
     def _want(self) -> None:
         """Live workers want the model always, burst workers when there is something to do."""
         assert self.tenant
-        lane = self.worker.lane if self.worker.lane == "live" or self.worker.needs_model() else ""
-        self.tenant.want(lane or ("batch" if self.calibrating else ""))
+        self.tenant.want(self.worker.lane if self.worker.lane == "live" or self.worker.needs_model() else "")
 
     def _calibrations(self) -> Calibrations:
         return Calibrations(self.settings.data / "calibration.json")
@@ -212,7 +211,11 @@ class Runner:
         step_s = tenant.pieces.longest()
         weights = tenant.residency.weights_bytes
         working = max(0, tenant.device.peak_bytes - weights)
-        tenant.give_up("calibrated")
+        need = weights + working + SLACK_BYTES
+        if self.worker.lane == "burst" and self.holder.place.lease_bytes >= need:
+            tenant.bounce()  # it is there because something is to be done: it stays for that
+        else:
+            tenant.give_up("calibrated")  # resizing is revoke and grant
         found = Calibration(
             weights_bytes=weights,
             working_bytes=working,
@@ -224,7 +227,7 @@ class Runner:
         )
         with contextlib.suppress(OSError):  # disk full: the next start measures again
             self._calibrations().put(self._key(tenant.device), found)
-        tenant.need_bytes, tenant.least_bytes = weights + working + SLACK_BYTES, 0
+        tenant.need_bytes, tenant.least_bytes = need, 0
         self.calibrating = False
         ms = {"reload_ms": round(tenant.reload_s * 1000, 1), "step_ms": round(step_s * 1000)}
         self.log.info("calibrated", working_mib=working >> 20, **ms)

@@ -91,7 +91,9 @@ class Health:
     def wait_for_gpu(self) -> list[str]:
         """Workers that wait for a lease: by the arbiter's last word, and by what they say now."""
         by_arbiter = {w.worker for w in self.gpu.workers if w.waits_s} if self.gpu else set()
-        by_themselves = {w.worker for w in self.beat.workers.values() if w.phase == "waiting"} if self.beat else set()
+        by_themselves = (
+            {w.worker for w in self.beat.workers.values() if w.phase.startswith("waiting")} if self.beat else set()
+        )
         return sorted(by_arbiter | by_themselves)
 
     def status(self, alive: Mapping[str, bool], now: float) -> dict[str, Any]:

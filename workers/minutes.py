@@ -90,20 +90,20 @@ class Book:
         self.seen = e.seq
         match e.decode():
             case m.Transcript() as body:
-                self._reach(body.span[0], e.seq)
+                self._reach(body.span[0])
                 self._text(body, e.seq)
-                self._reach(body.span[1], e.seq)
+                self._reach(body.span[1])
             case m.Suppressed() | m.Gap() as body if e.producer == COVERAGE_PRODUCER:
                 old = self._lines.get(body.segment)
                 if old and body.revision > old.revision:  # it turned out to be no speech
                     del self._lines[body.segment]
-                self._reach(body.span[1], e.seq)
+                self._reach(body.span[1])
             case m.Silence() as body:
-                self._reach(body.span[1], e.seq)
+                self._reach(body.span[1])
             case m.SummaryWanted() if e.seq > self.wanted:
                 self._cut("asked", self.head, wanted=e.seq)
             case m.StreamEnded() as body:
-                self._reach(body.end, e.seq)
+                self._reach(body.end)
                 if self.rules.at_end and self._uncut():
                     self._cut("end", body.end)
             case m.Purged() as body:
@@ -125,12 +125,10 @@ class Book:
             text=body.text.strip(),
         )
 
-    def _reach(self, sample: int, seq: int) -> None:
+    def _reach(self, sample: int) -> None:
         """The stream is known up to `sample`: intervals may be over. What begins before the cut belongs to it."""
         self.head = max(self.head, sample)
-        if not self.every or seq <= self.position:
-            return
-        while self.head >= self.begin + self.every:
+        while self.every and self.head >= self.begin + self.every:
             if self._uncut():
                 self._cut("interval", self.begin + self.every)
             else:

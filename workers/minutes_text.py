@@ -54,7 +54,7 @@ def quoted(number: int, text: str, controls: Iterable[str] = ()) -> str:
 def defused(text: str, controls: Iterable[str]) -> str:
     """`text` without any of `controls` in it: each is broken by a space after its first character."""
     found = True
-    while found:  # breaking one may complete another
+    while found:  # they may overlap: << in <<<
         found = False
         for c in controls:
             if len(c) > 1 and c.strip() == c and " " not in c and c in text:

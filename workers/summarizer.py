@@ -7,14 +7,16 @@ journal stands, for what is due follows from the journal alone.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common import card, models, wire
 from common import messages as m
-from common import models, wire
 from common.feed_client import FeedClient, replay
 from common.process import Process, arguments, main
 from common.settings import SummarySettings, UserError
@@ -50,8 +52,11 @@ class Summarizer(Worker):
         if known.task != "summary" or known.loader != "transformers":
             fit = ", ".join(k.name for k in models.catalogue().values() if k.task == "summary")
             raise UserError(f"summary.model: {self.s.model} writes no summaries; one of these does: {fit}")
-        folder = models.available(process.settings, self.s.model, check=True)
-        self._sha256 = models.stored(folder).sha256
+        if self.s.quantise == "nf4":
+            self._check_nf4()
+        folder = models.available(process.settings, models.quantised(self.s.model, self.s.quantise), check=True)
+        about = models.stored(folder)
+        self._sha256 = hashlib.sha256(repr([about.sha256, sorted(about.files.items())]).encode()).hexdigest()
         self.torch = set_up(self.s.threads, process.settings.cache)
         torchaudio_beside_cpu_torch()
         os.environ["HF_HUB_OFFLINE"] = "1"  # everything is in the store; nothing is looked up
@@ -71,19 +76,15 @@ class Summarizer(Worker):
         self._stop = self._stop_tokens()
         return [self.model]
 
+    def _check_nf4(self) -> None:
+        if card.kind(self.settings) == "simulated":
+            raise UserError("summary.quantise=nf4 needs an NVIDIA card; set summary.quantise=none")
+        if not find_spec("bitsandbytes") or not find_spec("accelerate"):
+            raise UserError("summary.quantise=nf4 needs two packages: pip install bitsandbytes accelerate")
+
     def _load_model(self, transformers: Any, folder: Path) -> Any:
-        extra: dict[str, Any] = {}
-        if self.s.quantise == "nf4":
-            if self.settings.gpu.device == "simulated" or not self.torch.cuda.is_available():
-                raise UserError("summary.quantise=nf4 needs an NVIDIA card; set summary.quantise=none or another model")
-            try:
-                import bitsandbytes  # noqa: F401
-            except ImportError:
-                raise UserError("summary.quantise=nf4 needs bitsandbytes: pip install bitsandbytes") from None
-            extra["quantization_config"] = transformers.BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=self.torch.bfloat16
-            )
-            extra["device_map"] = {"": "cpu"}
+        # 4-bit weights go into RAM packed as they are stored; without a device map they would go to the card at once
+        extra = {"device_map": {"": "cpu"}} if self.s.quantise == "nf4" else {}
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True, **extra
         )

@@ -136,6 +136,14 @@ class Tenant:
         self.log.info("offloaded unasked", why=why, offload_ms=round(self.offloads.last * 1000, 1))
         self.changed()
 
+    def bounce(self) -> None:
+        """Offload and reload under the same lease, for the figures."""
+        self._offload(keep_limit=True)
+        try:
+            self.residency.reload()
+        except MemoryError as e:
+            self._out_of_memory(str(e))
+
     # How it happens
 
     def _holds(self) -> None:
@@ -189,12 +197,13 @@ class Tenant:
             self.log.info("revoked", epoch=lease.epoch, **ms)
         self.changed()
 
-    def _offload(self) -> None:
+    def _offload(self, keep_limit: bool = False) -> None:
         if self.residency.resident:
             began = time.monotonic()
             self.residency.offload()
             self.offloads.add(time.monotonic() - began)
-        self.device.limit(0)
+        if not keep_limit:
+            self.device.limit(0)
 
     def _out_of_memory(self, error: str) -> None:
         peak = int(self.device.peak_bytes)
