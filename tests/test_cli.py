@@ -40,9 +40,8 @@ class Swapscribe:
         return self.processes.spawn([*self.argv, *args], args[0].strip("-"))
 
     def run_all(self, source: str) -> Started:
-        return self.processes.spawn(
-            [*self.argv, "--set", f"source={source}", "--set", "viewer.port=0", "run-all"], "run-all"
-        )
+        sets = (f"source={source}", "viewer.port=0", "summary.enabled=false")  # minutes take seconds of a core
+        return self.processes.spawn([*self.argv, *(x for s in sets for x in ("--set", s)), "run-all"], "run-all")
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def swapscribe(processes: Processes, settings: Settings) -> Swapscribe:
 
 @pytest.fixture(scope="module")
 def weights() -> None:
-    for name in ("tiny.en", "silero_vad"):
+    for name in ("tiny.en", "silero_vad", "smollm2-135m"):
         try:
             models.available(Settings(), name)
         except UserError:
@@ -91,6 +90,10 @@ def test_demo_ends_by_itself_and_sums_up(swapscribe: Swapscribe, weights: None) 
     spoken = re.findall(r"^\d\d:\d\d\.\d  (.+)$", done.stdout, re.M)
     words = re.search(r"^-- (\d+) words, worst lag", done.stdout, re.M)
     assert words and int(words[1]) == len(" ".join(spoken).split()) > 60
+    assert "they take turns" in done.stdout
+    minutes = re.findall(r"^\[minutes \d\d:\d\d\.\d-(\d\d:\d\d)\.\d by smollm2-135m\]$", done.stdout, re.M)
+    assert minutes and minutes[-1] == "00:44", "minutes of all that was said"
+    assert "[captions pause: " in done.stdout and "[captions resume after" in done.stdout
     seconds = re.search(r"text ([\d.]+) s  silence ([\d.]+) s .* gap 0.0 s  pending 0.0 s", done.stdout)
     assert seconds and float(seconds[1]) > 30 and float(seconds[2]) > 5
     kept = re.search(r"journal and logs: (.+)$", done.stdout, re.M)
@@ -109,7 +112,7 @@ def test_demo_fails_when_words_are_missing(swapscribe: Swapscribe) -> None:
 @pytest.mark.speech
 def test_run_all_status_tail_purge(swapscribe: Swapscribe, weights: None) -> None:
     launcher = swapscribe.run_all(recording("max"))
-    up = wait_for(lambda: re.findall(r"all 4 processes are up after ([\d.]+) s", launcher.output()))
+    up = wait_for(lambda: re.findall(r"all 5 processes are up after ([\d.]+) s", launcher.output()))
     assert float(up[0]) <= 5.0
     wait_for(lambda: re.search(r"^\[rec-\w+ ended at 00:4\d\.\d: ", launcher.output(), re.M), 120, "end of the stream")
     captions = re.findall(r"^\d\d:\d\d\.\d  .+$", launcher.output(), re.M)
@@ -117,8 +120,9 @@ def test_run_all_status_tail_purge(swapscribe: Swapscribe, weights: None) -> Non
     seen = swapscribe("status").stdout
     assert "everything is read" in seen and "pending 0.0 s" in seen
     assert re.search(r"^capture@rec .* finished$", seen, re.M)
-    names = [line.split()[0] for line in seen.splitlines()[1:6]]
-    assert names == ["launcher", "feed", "capture@rec", "transcriber", "viewer"]
+    names = [line.split()[0] for line in seen.splitlines()[1:7]]
+    assert names == ["launcher", "feed", "capture@rec", "arbiter", "transcriber", "viewer"]
+    assert re.search(r"^gpu: .*simulated", seen, re.M)
     tail = swapscribe.start("tail", "--json", "--from", "1")
     wait_for(lambda: '"kind": "stream_ended"' in tail.output())
     seqs = [json.loads(x)["seq"] for x in tail.output().splitlines()]
@@ -151,7 +155,7 @@ def test_a_live_stream_is_not_purged(swapscribe: Swapscribe) -> None:
 @pytest.mark.speech
 def test_captions_go_on_after_every_process_was_killed(swapscribe: Swapscribe, weights: None) -> None:
     first = swapscribe.run_all(recording("4"))
-    pids = wait_for(lambda: p if len(p := running(swapscribe.run_dir)) == 4 else {})
+    pids = wait_for(lambda: p if len(p := running(swapscribe.run_dir)) == 5 else {})
     wait_for(lambda: re.search(r"^00:\d\d\.\d  ", first.output(), re.M), 60, "the first caption")
     os.kill(pids["feed"], signal.SIGKILL)
     wait_for(lambda: holder(swapscribe.run_dir, "feed") not in (None, pids["feed"]))
