@@ -120,8 +120,8 @@ def test_run_all_status_tail_purge(swapscribe: Swapscribe, weights: None) -> Non
     seen = swapscribe("status").stdout
     assert "everything is read" in seen and "pending 0.0 s" in seen
     assert re.search(r"^capture@rec .* finished$", seen, re.M)
-    names = [line.split()[0] for line in seen.splitlines()[1:7]]
-    assert names == ["launcher", "feed", "capture@rec", "arbiter", "transcriber", "viewer"]
+    names = [line.split()[0] for line in seen.splitlines()[1:8]]
+    assert names == ["launcher", "feed", "capture@rec", "arbiter", "transcriber", "summarizer", "viewer"]
     assert re.search(r"^gpu: .*simulated", seen, re.M)
     tail = swapscribe.start("tail", "--json", "--from", "1")
     wait_for(lambda: '"kind": "stream_ended"' in tail.output())
