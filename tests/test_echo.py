@@ -71,9 +71,8 @@ class Ear:
         first = unpack(state).prompt_end
         span = (first, first + len(sound))
         pcm = sound.astype("<i2").tobytes()
-        return self.transcriber.infer(
-            state, Work(stream="s", span=span, speech=span, voiced=span, pcm=pcm, state=unpack(state).vad)
-        )
+        work = Work(stream="s", span=span, speech=span, voiced=span, pcm=pcm, state=unpack(state).vad)
+        return whole(self.transcriber.infer(state, work))
 
 
 @pytest.fixture(scope="module")
