@@ -1,6 +1,6 @@
 """Everything that awaits a CUDA card, in one command: `python benchmarks/gpu_checks.py FOLDER`.
 
-The CUDA part of the tests, then `swap.py` on the card, then `swap.py --true-size`. Each leaves what it printed in FOLDER
+The CUDA part of the tests, then `swap.py` on the card, then `swap.py --true-size`. Each leaves its output in FOLDER
 (tests.txt, swap.jsonl, true_size.jsonl, device.txt), also when it failed; status 1 then. A bare machine needs this tree
 and torch, transformers, pytest, msgspec and pyzmq.
 """

@@ -28,6 +28,8 @@ from common.wire import run_dir
 ROOT = Path(__file__).resolve().parent.parent
 # Not skipped but not there: CI fails on skips, and has no card.
 collect_ignore = [] if card.kind(Settings()) == "cuda" else ["test_cuda.py"]
+CALIBRATION = "calibration.json"
+_calibration: list[bytes] = []  # of the newest test that left one: every start would cost seconds otherwise
 T = TypeVar("T")
 
 
@@ -93,6 +95,9 @@ class Processes:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder, self.settings, self.started = folder, settings, list[Started]()
+        if _calibration and not settings.data.exists():  # the first test that starts a worker measures it
+            settings.data.mkdir(parents=True)
+            (settings.data / CALIBRATION).write_bytes(_calibration[-1])
 
     def config(self, settings: Settings | None = None) -> Path:
         """The settings as a TOML file, for --config."""
@@ -120,6 +125,8 @@ class Processes:
         run = run_dir(self.settings)
         for lock in run.glob("*.lock"):  # what a launcher started leads a session of its own
             signal_holder(run, lock.stem, signal.SIGKILL)
+        with contextlib.suppress(FileNotFoundError):
+            _calibration[:] = [(self.settings.data / CALIBRATION).read_bytes()]
 
 
 def clean_environment() -> dict[str, str]:
