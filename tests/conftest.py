@@ -95,9 +95,6 @@ class Processes:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder, self.settings, self.started = folder, settings, list[Started]()
-        if _calibration and not settings.data.exists():  # the first test that starts a worker measures it
-            settings.data.mkdir(parents=True)
-            (settings.data / CALIBRATION).write_bytes(_calibration[-1])
 
     def config(self, settings: Settings | None = None) -> Path:
         """The settings as a TOML file, for --config."""
@@ -114,6 +111,9 @@ class Processes:
 
     def spawn(self, argv: list[str], name: str, env: dict[str, str] | None = None, **popen: Any) -> Started:
         """Any program, under the same care."""
+        if _calibration and not (known := self.settings.data / CALIBRATION).exists():
+            known.parent.mkdir(parents=True, exist_ok=True)
+            known.write_bytes(_calibration[0])
         log = self.folder / f"{len(self.started):02d}-{name}.log"
         process = Started(argv, log, clean_environment() | (env or {}), **popen)
         self.started.append(process)
