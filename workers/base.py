@@ -24,7 +24,7 @@ from workers.control import Control
 from workers.lease import Holder, Place
 from workers.poison import Poison
 from workers.steps import Step, Worker
-from workers.tenancy import FIRST_WORKING_BYTES, Tenant
+from workers.tenancy import FIRST_WORKING_BYTES, Tenant, close
 
 LOOK_EVERY_S = 0.5  # for new work, should a doorbell be lost
 SLACK_BYTES = 32 * 2**20  # beside what was measured: rounding of allocators
@@ -143,10 +143,14 @@ class Runner:
         return out[0] if out else None
 
     def _until_stopped(self, pieces: Iterator[None]) -> Iterator[None]:
-        for _ in pieces:
-            yield
-            if self.process.stopping:
-                return
+        """Closing this one closes `pieces`, which others refer to: what they have on the device must go now."""
+        try:
+            for _ in pieces:
+                yield
+                if self.process.stopping:
+                    return
+        finally:
+            close(pieces)
 
     def commit(self, stream: str, expect_n: int, step: Step | None) -> m.At | None:
         """Append until answered: a resend after a time-out is harmless. None: we are told to stop.
