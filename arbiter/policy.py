@@ -257,7 +257,7 @@ class _Decision:
                     out.append((w.who, why))
                 else:
                     self.wakes.append(stays_until)
-            elif w.want_bytes != w.bytes:
+            elif w.want_bytes > w.bytes or (w.want_bytes < w.bytes and w is not burst):  # a burst is over soon
                 out.append((w.who, f"resize: it wants {gib(w.want_bytes)} and has {gib(w.bytes)}"))
         return out
 

@@ -308,6 +308,11 @@ def test_a_burst_that_is_resized_is_still_the_burst() -> None:
     assert p.grant and p.grant[:2] == (who("summarizer"), 15 * G)
 
 
+def test_a_burst_that_has_measured_itself_keeps_the_rest_until_it_is_over() -> None:
+    assert not plan(*EVICTED, burst(12, state=GRANTED, bytes=14 * G, ready=True), memory=RUNNING).revoke
+    assert plan(*EVICTED, burst(15, state=GRANTED, bytes=14 * G, ready=True), memory=RUNNING).revoke
+
+
 def test_a_pinned_worker_stays_whatever_waits() -> None:
     p = plan(on("transcriber", 6, pinned=True, silence_s=2.0), burst(since_s=NOW - 500.0))
     assert not p.revoke and not p.grant and why(p, "summarizer").startswith("transcriber is pinned")
