@@ -5,29 +5,53 @@ The worker and the device are stand-ins; Runner, Tenant and Holder are the real 
 
 from __future__ import annotations
 
+import json
+import os
+import time
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from common.process import Log
-from common.settings import Settings
+from common import wire
+from common.process import Log, Process
+from common.settings import GpuSettings, Settings
 from tests.test_tenancy import Game
+from workers import retry
 from workers.base import Runner
+from workers.poison import Poison
+from workers.steps import Worker
 
 pytestmark = pytest.mark.joined
 
 
-class StandInWorker:
+class StandInWorker(Worker):
     """Has nothing to do by itself."""
 
-    name, lane = "standin", "live"
+    name = "standin"
+
+    def load(self, process: Process) -> Sequence[Any]:
+        return []
+
+    def key(self) -> str:
+        return ""
 
     def working_bytes(self) -> int:
         return 30
+
+    def rehearse(self) -> Iterator[None]:
+        return iter([None])
+
+    def look(self, runner: Runner, now: float) -> None: ...
+
+    def turn(self, runner: Runner) -> bool:
+        return False
+
+    def needs_model(self) -> bool:
+        return False
 
 
 @pytest.fixture
@@ -40,7 +64,7 @@ def runner(game: Game, tmp_path: Path) -> Runner:
     settings = Settings(data_dir=str(tmp_path))
     (tmp_path / "run").mkdir()
     process: Any = SimpleNamespace(settings=settings, log=Log("test"), run=tmp_path / "run", stopping=False)
-    made = Runner(process, StandInWorker())  # type: ignore[arg-type]
+    made = Runner(process, StandInWorker())
     made.holder, made.tenant = game.holder, game.tenant
     return made
 
@@ -84,3 +108,93 @@ def test_any_iterator_may_be_a_step(runner: Runner, game: Game) -> None:
     game.lease(True)
     steps: Iterator[None] = iter([None] * 3)
     assert runner.carry(steps, 30)
+
+
+def test_a_feed_that_does_not_answer_keeps_no_lease_from_being_obeyed(runner: Runner, game: Game) -> None:
+    allowed: list[float] = []
+
+    def append(*args: Any, timeout_s: float, **fields: Any) -> None:
+        allowed.append(timeout_s)
+        if len(allowed) == 20:
+            game.lease(False)
+            runner.process.stopping = True
+        raise wire.Unreachable
+
+    runner._appender.append = append  # type: ignore[assignment]
+    game.lease(True)
+    assert runner.commit("s", -1, None) is None
+    assert game.holder.place.acted == 2 and game.device.held_bytes == 0
+    assert max(allowed) < GpuSettings().offload_at_least_s, "it would be killed for the feed's silence"
+
+
+def test_a_retry_that_waits_for_the_feed_gives_the_gpu_back(
+    runner: Runner, game: Game, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    game.lease(True)
+    runner.edge()
+    retries = retry.Retries(runner.process, runner.worker)  # type: ignore[arg-type]
+    asked: list[float] = []
+
+    def open_gaps(*args: Any) -> list[Any]:
+        asked.append(game.device.held_bytes)
+        if len(asked) == 1:
+            game.lease(False)
+            raise wire.Unreachable
+        return []
+
+    monkeypatch.setattr(retry, "open_gaps", open_gaps)
+    assert retries._failed_before(runner, 1, "s", (0, 1)) is None
+    assert asked == [100, 0]
+
+
+def test_a_load_that_hangs_is_seen_by_the_arbiter(runner: Runner, game: Game) -> None:
+    waiting: list[bool] = []
+
+    def between(copy: int) -> None:
+        waiting.append(runner.control._status(time.monotonic()).waiting)
+
+    game.residency.between = between
+    game.lease(True)
+    runner.edge()
+    assert all(waiting), "nobody would ever take the GPU from it, nor start it again"
+    assert not runner.control._status(time.monotonic()).waiting, "nothing waits for its steps"
+
+
+def test_a_load_that_crashes_is_not_counted_against_the_audio_that_waits_for_it(
+    runner: Runner, game: Game, tmp_path: Path
+) -> None:
+    for _ in range(4):
+        runner.poison = Poison(tmp_path / "run", "standin")
+        assert runner.poison.begin("s scan", 7, waits=True), "audio was given up"
+        game.lease(True)
+
+        def crash(copy: int) -> None:
+            record = {"pid": os.getpid(), "cause": "signal 11", "ours": False}
+            (tmp_path / "run" / "standin.exit").write_text(json.dumps(record))
+            raise ArithmeticError
+
+        game.residency.between = crash
+        with pytest.raises(ArithmeticError):
+            runner.edge()
+        game.device.held_bytes = 0
+        game.lease(False)
+        runner.edge()
+
+
+def test_a_stop_ends_a_calibration_at_its_next_piece_and_measures_nothing(
+    runner: Runner, game: Game, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
+
+    def rehearse() -> Iterator[None]:
+        for i in range(5):
+            done.append(i)
+            runner.process.stopping = i == 1
+            yield
+
+    monkeypatch.setattr(runner.worker, "rehearse", rehearse)
+    runner.calibrating = True
+    game.lease(True)
+    runner.edge()
+    runner._calibrate()
+    assert done == [0, 1] and runner.calibrating and not runner._calibrations()._read()

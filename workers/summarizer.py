@@ -161,7 +161,7 @@ class Summarizer(Worker):
             return
         book = Book(stream, at, self.s)
         try:
-            for e in replay(self.settings, kinds=KINDS, stream=stream):
+            for e in replay(self.settings, kinds=KINDS, stream=stream, timeout_s=1.0):  # a lease may wait
                 book.take(e)
         except wire.Unreachable:
             return  # the next look tries again
