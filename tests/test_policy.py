@@ -102,6 +102,13 @@ def test_live_workers_that_have_not_been_measured_share_where_their_guesses_do_n
     assert plan(guess[0]).grant == (who("transcriber"), 9 * G, 0.0), "alone it gets what it wants"
 
 
+def test_one_that_the_least_does_not_suffice_gets_what_it_wants_though_they_crowd() -> None:
+    workers = [off(name, 9, least_bytes=5 * G) for name in ("transcriber", "translator")]
+    assert plan(*workers).grant == (who("transcriber"), 5 * G, 0.0)
+    cramped = off("transcriber", 9, least_bytes=5 * G, cramped=True)
+    assert plan(cramped, workers[1]).grant == (who("transcriber"), 9 * G, 0.0)
+
+
 # free ride
 
 
