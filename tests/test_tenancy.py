@@ -274,3 +274,17 @@ def test_pieces_that_fit_do_not_make_one_that_does_not_the_first_again(game: Gam
         game.lease(False)
         game.tenant.edge()
     assert "4 times" in game.tenant.complaint
+
+
+def test_a_step_that_never_fits_wants_more_until_it_does(game: Game) -> None:
+    """A peak knows only of what was there: the piece that did not fit is not in it."""
+    game.tenant.want("live")
+    for _ in range(8):
+        game.lease(True, size=game.tenant.need_bytes)
+        game.tenant.edge()
+        if game.tenant.run(iter([None]), 100):
+            break
+        game.lease(False)
+        game.tenant.edge()
+        game.tenant.want("live")
+    assert game.tenant.ready and 200 <= game.tenant.need_bytes < 300
