@@ -195,7 +195,8 @@ class Runner:
     def edge(self) -> None:
         """Leases are obeyed here: no step is under way, and no place in the audio is to blame should a load crash."""
         if self.tenant:
-            if self.holder.due():
+            due = self.holder.due()
+            if due and due.granted:
                 self.poison.rest()
             self.tenant.edge()
 
