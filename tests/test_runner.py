@@ -16,14 +16,17 @@ from typing import Any
 
 import pytest
 
+from common import messages as m
 from common import wire
 from common.process import Log, Process
 from common.settings import GpuSettings, Settings
 from tests.test_tenancy import Game
 from workers import retry
 from workers.base import Runner
+from workers.hearing import Hearing
 from workers.poison import Poison
 from workers.steps import Worker
+from workers.tenancy import NotCarriedOut
 
 pytestmark = pytest.mark.joined
 
@@ -198,3 +201,32 @@ def test_a_stop_ends_a_calibration_at_its_next_piece_and_measures_nothing(
     runner.edge()
     runner._calibrate()
     assert done == [0, 1] and runner.calibrating and not runner._calibrations()._read()
+
+
+def test_memory_that_cannot_be_given_back_ends_the_worker_and_is_no_fault_of_the_audio(
+    runner: Runner, game: Game, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Going on, the next look at the lease would find no weights there, and report the memory as given back."""
+
+    def held() -> Any:
+        raise RuntimeError("something still refers to them")
+
+    def pieces(*args: Any) -> Iterator[None]:
+        yield
+        game.lease(False)
+        yield
+
+    game.residency.offload = held  # type: ignore[method-assign]
+    game.lease(True)
+    runner.edge()
+    work: Any = SimpleNamespace(span=(0, 1), speech=(0, 1))
+    session: Any = SimpleNamespace(meta=SimpleNamespace(stream="s"), at=SimpleNamespace(state=b""))
+    hearing: Any = SimpleNamespace(infer=pieces, again=pieces, log=runner.log)
+    with pytest.raises(NotCarriedOut):
+        Hearing._infer(hearing, runner, session, work)
+    retries = retry.Retries(runner.process, hearing)
+    monkeypatch.setattr(retry.backlog, "Reader", lambda folder: SimpleNamespace(samples=lambda span: b"xx"))
+    gap = m.Gap(span=(0, 1), reason="failed", retryable=True, segment="s:0")
+    with pytest.raises(NotCarriedOut):
+        retries._again(runner, "s", gap, 1)
+    assert runner.poison.begin("s", 0) and runner.poison.failed() == 1, "it had been counted"

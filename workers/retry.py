@@ -16,6 +16,7 @@ from common.feed_client import FeedClient, replay
 from common.process import Process
 from common.settings import Settings
 from workers.steps import Step
+from workers.tenancy import NotCarriedOut
 
 ANSWER_S = 1.0  # for the feed, before leases are looked at
 
@@ -87,6 +88,9 @@ class Retries:
         if runner.poison.begin(f"{stream} retry {seq}", gap.span[0]):  # a person asked: counted anew
             try:
                 done = runner.step(self.worker.again(stream, gap, pcm))
+            except NotCarriedOut:
+                runner.poison.failed(counts=False)
+                raise
             except Exception:
                 runner.poison.failed()
                 self.log.exception("retry failed; the gap stays", stream=stream, span=gap.span)

@@ -20,6 +20,10 @@ KEPT = 200  # durations, for percentiles
 _OVER = object()
 
 
+class NotCarriedOut(RuntimeError):
+    """A lease could not be carried out: the step under way is not to blame, and the process must end."""
+
+
 def close(pieces: Iterator[None] | None) -> None:
     """End a generator where it stands; other iterators have nothing to end."""
     end = getattr(pieces, "close", None)
@@ -110,7 +114,11 @@ class Tenant:
         """
         try:
             while True:
-                if not self.edge(pieces) or not self.residency.resident:
+                try:
+                    stayed = self.edge(pieces)
+                except Exception as e:
+                    raise NotCarriedOut(str(e)) from e
+                if not stayed or not self.residency.resident:
                     return False
                 began, too_small = time.monotonic(), ""
                 try:
