@@ -108,7 +108,7 @@ class Arbiter:
             self._died(self.processes.fds[fd], now)
         self._listen(now)
         self._measured(self.helper.turn(now), now)
-        self.carry(self.ledger.tick(now), now)
+        self.carry([] if self._blocked else self.ledger.tick(now), now)
         self._decide(now)
         if now >= self._published_at + (PUBLISH_APART_S if self._news else SAY_EVERY_S):
             self._publish(now)
@@ -180,7 +180,7 @@ class Arbiter:
     # What is decided
 
     def _decide(self, now: float) -> None:
-        if self.ledger.total_bytes is None:
+        if self.ledger.total_bytes is None or self._blocked:
             return
         for _ in range(2):  # the second look finds the reasons of those who still wait
             view = show.view(self.ledger, self.notes, self.memory, self.gpu)
@@ -210,7 +210,10 @@ class Arbiter:
     # What goes out
 
     def carry(self, effects: list[Effect], now: float) -> None:
-        """Carry effects out in their order. The first that fails is tried again later; the others wait behind it."""
+        """Carry effects out in their order. The first that fails is tried again later; the others wait behind it.
+
+        Until then no deadline runs and nothing is decided: nobody would hear of it.
+        """
         self._todo.extend(effects)
         while self._todo and now >= self._blocked_until:
             try:
@@ -220,7 +223,9 @@ class Arbiter:
                 self._blocked_until = now + RETRY_S
             else:
                 self._todo.popleft()
-                self._blocked, self._blocked_until = "", -inf
+                if self._blocked:
+                    self._blocked, self._blocked_until = "", -inf
+                    self.ledger.delayed(now)
         changes, self._changes = self._changes, []
         for change in changes:  # after the Leases: a worker waits for its own, nobody for a log line
             self._changed(change, now)

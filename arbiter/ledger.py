@@ -196,6 +196,11 @@ class Ledger:
         self.foreign_bytes = max(0, left - still)
         return self._effects()
 
+    def delayed(self, now: float) -> None:
+        """Effects could not be carried out before now: who is revoked hears of it only now, and has all its time."""
+        for row in self.rows.values():
+            self._wait(row, now)
+
     def tick(self, now: float) -> list[Effect]:
         """Deadlines, and each second every Lease again."""
         before = self.n

@@ -75,7 +75,8 @@ class _Decision:
         """
         if not w.least_bytes:
             return w
-        size = w.least_bytes if self.crowded and w.lane == "live" else min(w.want_bytes, self.room)
+        share = self.crowded and w.lane == "live" and not w.cramped
+        size = w.least_bytes if share else min(w.want_bytes, self.room)
         if w.state is GRANTED and w.least_bytes <= w.bytes <= w.want_bytes:
             size = w.bytes
         return msgspec.structs.replace(w, want_bytes=size) if size >= w.least_bytes else w
@@ -257,7 +258,7 @@ class _Decision:
                     out.append((w.who, why))
                 else:
                     self.wakes.append(stays_until)
-            elif w.want_bytes != w.bytes:
+            elif w.want_bytes > w.bytes or (w.want_bytes < w.bytes and w is not burst):  # a burst is over soon
                 out.append((w.who, f"resize: it wants {gib(w.want_bytes)} and has {gib(w.bytes)}"))
         return out
 

@@ -85,6 +85,7 @@ def _worker(row: Row, notes: Notes) -> Worker:
         bytes=row.counted,
         want_bytes=s.wants.bytes,
         least_bytes=s.wants.least_bytes,
+        cramped=bool(s.complaint),
         lane=s.wants.lane,
         since_s=_since_s(row, notes),
         ready=ready(row),

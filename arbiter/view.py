@@ -24,6 +24,7 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int = 0  # counted
     want_bytes: int = 0
     least_bytes: int = 0  # it can do with so many; 0: with no fewer than it wants
+    cramped: bool = False  # it ran out of memory again and again: the least may be too little
     lane: str = "live"
     since_s: float = 0.0  # when it began to want
     ready: bool = False  # its newest lease is carried out

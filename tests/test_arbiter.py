@@ -309,3 +309,18 @@ def test_a_full_disk_stops_grants_not_the_arbiter(gpu: Gpu) -> None:
     (gpu.run / "roster.new").rmdir()
     gpu.has("transcriber")
     wait_for(lambda: not gpu.state().trouble, what="no trouble")
+
+
+def test_a_full_disk_keeps_revocations_back_and_kills_nobody_for_it(gpu: Gpu) -> None:
+    gpu.arbiter()
+    worker = gpu.worker("transcriber", want_mib=700)
+    gpu.has("transcriber")
+    (gpu.run / "roster.new").mkdir()  # nothing can be written there
+    gpu.script("transcriber")  # wants nothing any more: it is to be revoked, and cannot be told
+    wait_for(lambda: "roster cannot be written" in gpu.state().trouble, what="trouble")
+    over_s = time.monotonic() + 2 * gpu.settings.gpu.offload_within_s
+    wait_for(lambda: time.monotonic() > over_s, what="the deadline that it would have had")
+    (gpu.run / "roster.new").rmdir()
+    gpu.until(lambda w: not worker.alive or w["transcriber"].state == "free")
+    assert worker.alive, "it was killed at a deadline of which it had not heard"
+    assert gpu.state().workers[0].pid == worker.pid

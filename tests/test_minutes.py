@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -345,3 +348,42 @@ def test_kills_and_late_bursts_change_no_minutes(actions: list[tuple[str, float]
     ends = [span[1] for _, span, said_in in written if said_in]
     assert ends == sorted(ends)
     assert msgspec.msgpack.decode(j.at.state, type=State).begin <= j.clock + 60 * RATE if j.at.state else True
+
+
+def test_the_control_thread_may_look_while_events_come_in() -> None:
+    """`needs_model` is asked by both threads: an error there would end the worker."""
+    journal = Journal(RULES)
+    for _ in range(200):
+        journal.say("word", 1.0)
+    wrong: list[Exception] = []
+    books = [journal.book()]
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            try:
+                cut = books[0].due()
+                if cut:
+                    books[0].lines(cut)
+            except (RuntimeError, IndexError) as e:
+                wrong.append(e)
+                return
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for _ in range(20):
+            book = Book("s", journal.at, RULES)
+            books[0] = book
+            journal.read(book)
+            while cut := book.due():
+                step = book.step(cut)
+                at = m.At(n=book.at.n + 1, positions=book.at.positions | step.positions, state=step.state, head=0)
+                assert book.moved(at, step)
+    finally:
+        ended.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert not wrong

@@ -102,6 +102,13 @@ def test_live_workers_that_have_not_been_measured_share_where_their_guesses_do_n
     assert plan(guess[0]).grant == (who("transcriber"), 9 * G, 0.0), "alone it gets what it wants"
 
 
+def test_one_that_the_least_does_not_suffice_gets_what_it_wants_though_they_crowd() -> None:
+    workers = [off(name, 9, least_bytes=5 * G) for name in ("transcriber", "translator")]
+    assert plan(*workers).grant == (who("transcriber"), 5 * G, 0.0)
+    cramped = off("transcriber", 9, least_bytes=5 * G, cramped=True)
+    assert plan(cramped, workers[1]).grant == (who("transcriber"), 9 * G, 0.0)
+
+
 # free ride
 
 
@@ -306,6 +313,11 @@ def test_another_size_is_revoke_and_grant(size: int) -> None:
 def test_a_burst_that_is_resized_is_still_the_burst() -> None:
     p = plan(*EVICTED, burst(15), memory=RUNNING)
     assert p.grant and p.grant[:2] == (who("summarizer"), 15 * G)
+
+
+def test_a_burst_that_has_measured_itself_keeps_the_rest_until_it_is_over() -> None:
+    assert not plan(*EVICTED, burst(12, state=GRANTED, bytes=14 * G, ready=True), memory=RUNNING).revoke
+    assert plan(*EVICTED, burst(15, state=GRANTED, bytes=14 * G, ready=True), memory=RUNNING).revoke
 
 
 def test_a_pinned_worker_stays_whatever_waits() -> None:

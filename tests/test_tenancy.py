@@ -237,3 +237,54 @@ def test_wants_keep_their_beginning(game: Game) -> None:
     assert game.holder.want.lane == "live" and game.holder.want.since_s == first.since_s
     game.tenant.want("")
     assert game.holder.want.bytes == 0
+
+
+def test_a_step_that_was_closed_is_not_finished_even_if_the_next_grant_is_there_at_once(game: Game) -> None:
+    """The arbiter may answer `offloaded` while the work thread is still busy with writing its log line."""
+    game.lease(True)
+    game.tenant.changed = lambda: (
+        game.lease(True) and None if game.holder.place.acted == 2 and game.epoch == 2 else None
+    )
+    done: list[int] = []
+
+    def pieces() -> Iterator[None]:
+        for i in range(5):
+            done.append(i)
+            if i == 1:
+                game.lease(False)
+            yield
+
+    assert not game.tenant.run(pieces(), 30), "half a step was taken for a whole one"
+    assert done == [0, 1] and game.tenant.ready and game.holder.place.acted == 3
+
+
+def test_pieces_that_fit_do_not_make_one_that_does_not_the_first_again(game: Game) -> None:
+    game.tenant.want("live")
+    for n in range(1, 5):
+        game.lease(True)
+        game.tenant.edge()
+
+        def pieces() -> Iterator[None]:
+            yield
+            game.device.take(31)
+            yield
+
+        assert not game.tenant.run(pieces(), 0)
+        assert game.holder.ooms == n, "it would be tried again each second for ever, and nobody would hear of it"
+        game.lease(False)
+        game.tenant.edge()
+    assert "4 times" in game.tenant.complaint
+
+
+def test_a_step_that_never_fits_wants_more_until_it_does(game: Game) -> None:
+    """A peak knows only of what was there: the piece that did not fit is not in it."""
+    game.tenant.want("live")
+    for _ in range(8):
+        game.lease(True, size=game.tenant.need_bytes)
+        game.tenant.edge()
+        if game.tenant.run(iter([None]), 100):
+            break
+        game.lease(False)
+        game.tenant.edge()
+        game.tenant.want("live")
+    assert game.tenant.ready and 200 <= game.tenant.need_bytes < 300

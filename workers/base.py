@@ -24,8 +24,9 @@ from workers.control import Control
 from workers.lease import Holder, Place
 from workers.poison import Poison
 from workers.steps import Step, Worker
-from workers.tenancy import FIRST_WORKING_BYTES, Tenant
+from workers.tenancy import FIRST_WORKING_BYTES, Tenant, close
 
+ANSWER_S = 1.0  # for the feed, before leases are looked at: one that is revoked has two seconds at least
 LOOK_EVERY_S = 0.5  # for new work, should a doorbell be lost
 SLACK_BYTES = 32 * 2**20  # beside what was measured: rounding of allocators
 T = TypeVar("T")
@@ -67,7 +68,7 @@ class Runner:
         while not self.process.stopping:
             if not self.control.alive:
                 raise RuntimeError("the control thread has ended")
-            self.tenant.edge()
+            self.edge()
             now = time.monotonic()
             if now >= self._next_look:
                 self._next_look = now + LOOK_EVERY_S
@@ -143,10 +144,14 @@ class Runner:
         return out[0] if out else None
 
     def _until_stopped(self, pieces: Iterator[None]) -> Iterator[None]:
-        for _ in pieces:
-            yield
-            if self.process.stopping:
-                return
+        """Closing this one closes `pieces`, which others refer to: what they have on the device must go now."""
+        try:
+            for _ in pieces:
+                yield
+                if self.process.stopping:
+                    return
+        finally:
+            close(pieces)
 
     def commit(self, stream: str, expect_n: int, step: Step | None) -> m.At | None:
         """Append until answered: a resend after a time-out is harmless. None: we are told to stop.
@@ -154,7 +159,7 @@ class Runner:
         `step` None asks for the place. Meanwhile leases are obeyed: no step is under way.
         """
         self.phase = "appending"
-        wait_s, said = 1.0, False
+        said = False
         while not self.process.stopping:
             try:
                 answer = self._appender.append(
@@ -163,15 +168,13 @@ class Runner:
                     step.positions if step else {},
                     step.events if step else (),
                     step.state if step else None,
-                    timeout_s=wait_s,
+                    timeout_s=ANSWER_S,
                 )
             except wire.Unreachable:
-                wait_s = min(5.0, wait_s * 1.5)
                 if not said:
                     self.log.warning("feed does not answer; the audio waits in the backlog", stream=stream)
                     said = True
-                if self.tenant:
-                    self.tenant.edge()
+                self.edge()
                 continue
             if isinstance(answer, m.At):
                 if said:
@@ -183,12 +186,19 @@ class Runner:
             if not said:
                 self.log.warning("feed refuses for now", reason=answer.reason)
                 said = True
-            if self.tenant:
-                self.tenant.edge()
+            self.edge()
             time.sleep(min(answer.retry_after_s, 1.0))
         return None
 
     # The lease
+
+    def edge(self) -> None:
+        """Leases are obeyed here: no step is under way, and no place in the audio is to blame should a load crash."""
+        if self.tenant:
+            due = self.holder.due()
+            if due and due.granted:
+                self.poison.rest()
+            self.tenant.edge()
 
     def _want(self) -> None:
         """Live workers want the model always, burst workers when there is something to do."""
@@ -206,7 +216,8 @@ class Runner:
         tenant = self.tenant
         assert tenant
         self.phase = "calibrating"
-        if not tenant.run(self.worker.rehearse(), self.worker.working_bytes()):
+        self.poison.rest()
+        if not self.carry(self.worker.rehearse(), self.worker.working_bytes()):
             return  # revoked, or too small: again under the next lease
         step_s = tenant.pieces.longest()
         weights = tenant.residency.weights_bytes

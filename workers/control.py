@@ -94,12 +94,19 @@ class Control:
             figures["step_p99_s"] = 0.0
         return r.holder.status(
             now,
-            waiting=t is not None and t.residency.resident and r.phase != "appending" and r.worker.needs_model(),
+            waiting=self._should_move(),
             lag_s=r.worker.late(),
             silence_s=r.worker.silence_s(),
             positions=r.worker.positions(),
             **figures,
         )
+
+    def _should_move(self) -> bool:
+        """No progress now means that it hangs: a reload, of which each copy is progress, or a step."""
+        r, t = self.runner, self.runner.tenant
+        if r.holder.place.residency == "loading":
+            return True
+        return t is not None and t.residency.resident and r.phase != "appending" and r.worker.needs_model()
 
     def _sign_of_life(self) -> m.WorkerStatus:
         r = self.runner

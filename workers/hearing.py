@@ -23,6 +23,7 @@ from common.process import Process
 from common.topology import doorbell
 from workers.retry import Retries
 from workers.steps import Step, Worker
+from workers.tenancy import NotCarriedOut
 
 if TYPE_CHECKING:
     from workers.base import Runner
@@ -281,6 +282,9 @@ class Hearing(Worker):
         runner.phase = "inferring"
         try:
             step = runner.step(self.infer(session.at.state, work))
+        except NotCarriedOut:
+            runner.poison.failed(counts=False)
+            raise
         except Exception:
             failures = runner.poison.failed()  # it counts, and the launcher starts us again
             self.log.exception("step failed", stream=stream, span=work.span, failures=failures)

@@ -123,13 +123,16 @@ class Holder:
         """A load or a step did not fit: everything is offloaded. Want more, a little later.
 
         More than the card has would never be granted, and the next time it may do: so what it wanted before is `least`.
+        What does not fit is in no peak: who complains of it wants more than the lease under which it did not.
         """
         self.gave_up()
         was = self.want
         least = was.least_bytes or was.bytes
-        self.want = msgspec.structs.replace(was, bytes=max(peak_bytes * 5 // 4, was.bytes), least_bytes=least)
         self._again_at = now + min(2.0**self.ooms, PAUSE_MOST_S)
         self.ooms += 1
+        too_small = self.place.lease_bytes if self.complains else 0
+        size = max(peak_bytes * 5 // 4, too_small * 5 // 4, was.bytes)
+        self.want = msgspec.structs.replace(was, bytes=size, least_bytes=least)
 
     def stepped(self) -> None:
         """A step went well."""

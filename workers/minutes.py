@@ -155,11 +155,11 @@ class Book:
     # Minutes
 
     def due(self) -> Cut | None:
-        return self.cuts[0] if self.cuts else None
+        return next(iter(self.cuts), None)  # the control thread asks, too: it may be gone between two looks
 
     def lines(self, cut: Cut) -> list[Line]:
         """The text of the oldest cut as it stands now, in the order in which it was said; empty lines left out."""
-        found = [line for line in self._lines.values() if line.seq <= cut.upto and line.text]
+        found = [line for line in list(self._lines.values()) if line.seq <= cut.upto and line.text]
         return sorted(found, key=lambda line: line.span)
 
     def step(self, cut: Cut, *events: m.Body) -> Step:

@@ -16,6 +16,9 @@ from common.feed_client import FeedClient, replay
 from common.process import Process
 from common.settings import Settings
 from workers.steps import Step
+from workers.tenancy import NotCarriedOut
+
+ANSWER_S = 1.0  # for the feed, before leases are looked at
 
 if TYPE_CHECKING:
     from workers.base import Runner
@@ -46,7 +49,7 @@ class Retries:
             return None
         gap = None
         if isinstance(body, m.Retry) and at.positions.get("retry", 0) < event.seq:
-            gap = self._failed_before(event.seq, stream, body.span)
+            gap = self._failed_before(runner, event.seq, stream, body.span)
             if self.process.stopping:
                 return None
             superseding = self._again(runner, stream, gap, event.seq) if gap else None
@@ -59,7 +62,7 @@ class Retries:
             del self.waiting[0]
         return at
 
-    def _failed_before(self, seq: int, stream: str, span: m.Span) -> m.Gap | None:
+    def _failed_before(self, runner: Runner, seq: int, stream: str, span: m.Span) -> m.Gap | None:
         """The first gap that the Retry event `seq` is about and nothing has superseded since."""
         said = False
         while not self.process.stopping:
@@ -69,6 +72,7 @@ class Retries:
                 if not said:
                     self.log.warning("feed does not answer; the retry waits", stream=stream)
                 said = True
+                runner.edge()
         return None
 
     def _again(self, runner: Runner, stream: str, gap: m.Gap, seq: int) -> m.Body | None:
@@ -84,6 +88,9 @@ class Retries:
         if runner.poison.begin(f"{stream} retry {seq}", gap.span[0]):  # a person asked: counted anew
             try:
                 done = runner.step(self.worker.again(stream, gap, pcm))
+            except NotCarriedOut:
+                runner.poison.failed(counts=False)
+                raise
             except Exception:
                 runner.poison.failed()
                 self.log.exception("retry failed; the gap stays", stream=stream, span=gap.span)
@@ -101,7 +108,7 @@ class Retries:
 def open_gaps(settings: Settings, stream: str, span: m.Span, before: int) -> list[m.Gap]:
     """Retryable gaps of `stream` touching `span`, journaled before event `before`, not superseded yet; in order."""
     newest: dict[str, tuple[int, m.EventBody]] = {}
-    for event in replay(settings, kinds=("gap", "transcript", "suppressed"), stream=stream):
+    for event in replay(settings, kinds=("gap", "transcript", "suppressed"), stream=stream, timeout_s=ANSWER_S):
         body = event.decode()
         if isinstance(body, m.Gap | m.Transcript | m.Suppressed) and body.segment:
             known = newest.get(body.segment)

@@ -25,6 +25,7 @@ from workers._torch import set_up, torchaudio_beside_cpu_torch
 from workers.base import Runner
 from workers.minutes import KINDS, Book, Cut, Line
 from workers.steps import Step, Worker
+from workers.tenancy import NotCarriedOut
 
 if TYPE_CHECKING:
     from workers.generation import Answer
@@ -161,7 +162,7 @@ class Summarizer(Worker):
             return
         book = Book(stream, at, self.s)
         try:
-            for e in replay(self.settings, kinds=KINDS, stream=stream):
+            for e in replay(self.settings, kinds=KINDS, stream=stream, timeout_s=1.0):  # a lease may wait
                 book.take(e)
         except wire.Unreachable:
             return  # the next look tries again
@@ -220,6 +221,9 @@ class Summarizer(Worker):
         answer = self.generation.Answer()
         try:
             finished = runner.carry(self.pieces(prompt, answer), self.working_bytes())
+        except NotCarriedOut:
+            runner.poison.failed(counts=False)
+            raise
         except Exception:
             failures = runner.poison.failed()
             self.log.exception("minutes failed", stream=stream, span=cut.span, failures=failures)

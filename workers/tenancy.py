@@ -20,11 +20,15 @@ KEPT = 200  # durations, for percentiles
 _OVER = object()
 
 
-def _close(pieces: Iterator[None]) -> None:
+class NotCarriedOut(RuntimeError):
+    """A lease could not be carried out: the step under way is not to blame, and the process must end."""
+
+
+def close(pieces: Iterator[None] | None) -> None:
     """End a generator where it stands; other iterators have nothing to end."""
-    close = getattr(pieces, "close", None)
-    if close:
-        close()
+    end = getattr(pieces, "close", None)
+    if end:
+        end()
 
 
 class Durations:
@@ -81,17 +85,27 @@ class Tenant:
             self.holder.want = after
             self.changed()
 
-    def edge(self) -> None:
-        """Between two steps: carry out the newest lease; leave when it was held for long enough."""
+    def edge(self, under_way: Iterator[None] | None = None) -> bool:
+        """Between two steps: carry out the newest lease; leave when it was held for long enough.
+
+        Who leaves closes the step that is `under_way` first, for what that has on the device must not outlive the
+        weights. False: so it was, whether or not another lease has brought the weights back since.
+        """
+        stayed = True
         while (lease := self.holder.due()) is not None:
             if lease.granted:
                 self._load(lease)
                 if self.holder.due() is lease:
                     raise RuntimeError("a lease that was carried out is still due")
             else:
+                stayed = False
+                close(under_way)
                 self._leave(lease)
         if self.residency.resident and self.holder.held_long_enough(time.monotonic()):
+            stayed = False
+            close(under_way)
             self.give_up("max_hold is over")
+        return stayed
 
     def run(self, pieces: Iterator[None], working_bytes: int) -> bool:
         """Step by step until the end of `pieces`, or until the GPU must be given back: False, `pieces` is closed then.
@@ -100,10 +114,11 @@ class Tenant:
         """
         try:
             while True:
-                if self._must_leave():
-                    _close(pieces)  # before the offload: what it has on the device must not outlive the weights
-                self.edge()
-                if not self.residency.resident:
+                try:
+                    stayed = self.edge(pieces)
+                except Exception as e:
+                    raise NotCarriedOut(str(e)) from e
+                if not stayed or not self.residency.resident:
                     return False
                 began, too_small = time.monotonic(), ""
                 try:
@@ -115,19 +130,16 @@ class Tenant:
                 finally:
                     self._holds()
                 if too_small:  # out here, for an exception under way keeps the tensors of its frames alive
+                    close(pieces)
                     self._out_of_memory(too_small)
                     return False
                 self.stepped_at_s = time.monotonic()
                 self.pieces.add(self.stepped_at_s - began)
-                self.holder.stepped()
                 if over:
+                    self.holder.stepped()  # not before: its next piece may be the one that does not fit
                     return True
         finally:
-            _close(pieces)
-
-    def _must_leave(self) -> bool:
-        due = self.holder.due()
-        return (due is not None and not due.granted) or self.holder.held_long_enough(time.monotonic())
+            close(pieces)
 
     def give_up(self, why: str) -> None:
         """Leave unasked; the lease counts as carried out and waits to be revoked."""
