@@ -23,7 +23,8 @@ def summary(g: m.GpuState) -> str:
     waits = [f"{w.worker} waits: {w.reason}" for w in g.workers if w.waits_s and w.reason]
     phase = f"{g.phase} ({g.reason})" if g.reason else g.phase
     parts = [phase, *waits, resume(g), g.trouble]
-    return f"{mib(g.counted_bytes)} of {mib(g.cap_bytes)} leased; " + "; ".join(p for p in parts if p)
+    card = "simulated card, " if g.simulated else ""
+    return f"{card}{mib(g.counted_bytes)} of {mib(g.cap_bytes)} leased; " + "; ".join(p for p in parts if p)
 
 
 def resume(g: m.GpuState) -> str:

@@ -212,7 +212,7 @@ def test_the_feed_the_captions_and_the_page_show_a_burst(processes: Processes, s
     status = next(data for kind, _, data in page.events() if kind == "status" and data["gpu"])
     assert {w["worker"] for w in status["gpu"]["workers"]} == {"transcriber", "summarizer"}
     text = Cli(gpu)("status")
-    assert re.search(r"gpu: +600 MiB of 984 MiB leased; idle", text)
+    assert re.search(r"gpu: +simulated card, 600 MiB of 984 MiB leased; idle", text)
     client.close()
     gpu.close()
 
