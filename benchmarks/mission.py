@@ -42,8 +42,7 @@ CARDS = {"tenth": 1600, "real": 700}  # MiB
 
 
 def play(case: str, folder: Path, undisturbed: Undisturbed) -> list[Figure]:
-    patient = gpu(simulated_mib=CARDS[case], patience_s=10.0, overdue_s=20.0)  # bursts find a pause, as by default
-    settings = Settings(data_dir=str(folder / "data"), gpu=patient)
+    settings = Settings(data_dir=str(folder / "data"), gpu=gpu(simulated_mib=CARDS[case]))
     if case == "real":
         summary = SummarySettings(interval_s=10.0, max_new_tokens=32)
         settings = msgspec.structs.replace(settings, summary=summary)

@@ -59,10 +59,11 @@ def test_four_models_of_which_one_needs_all_the_others_room(
 ) -> None:
     settings = msgspec.structs.replace(settings, gpu=gpu(simulated_mib=1600))
     system = SwapSystem(processes, settings, TENTH, file_source(undisturbed.clip, "1.0"), summaries=True)
-    watch = swapped(system, undisturbed, 3)
+    watch = swapped(system, undisturbed, 2)
     assert 1350 < watch.most_mib <= 1600
-    turns = turns_of(system, "transcriber")
-    assert len(turns) >= 3 and all(t.away_s > 2.0 for t in turns)
+    # (Bursts go on after the end of the stream; how many fit in before it depends on how fast the machine starts.)
+    turns = wait_for(lambda: t if len(t := turns_of(system, "transcriber")) >= 3 else [], 60.0, "three bursts")
+    assert all(t.away_s > 2.0 for t in turns)
     assert {w.worker for w in watch.states[-1][1].workers} == {"transcriber", "translator", "diarizer", "summarizer"}
     system.stop()
 
@@ -76,7 +77,7 @@ def test_whisper_and_the_summarizer_share_a_card_that_holds_one(
         summary=SummarySettings(interval_s=10.0, max_new_tokens=24),
     )
     system = SwapSystem(processes, settings, {}, file_source(undisturbed.clip, "1.0"), summaries=True)
-    watch = swapped(system, undisturbed, 3)
+    watch = swapped(system, undisturbed, 2)
     assert watch.most_mib <= 700
     stream = system.ended().stream
     summaries = wait_for(lambda: [e for e in system.journal(stream) if e.kind == "summary"], 60, "minutes")
