@@ -1,1 +1,1 @@
-"""The arbiter grants byte-budget leases on the GPU. Its ledger is here; the process that carries it out is to come."""
+"""The arbiter grants byte-budget leases on the GPU: ledger and policy are pure, `__main__` carries them out."""
