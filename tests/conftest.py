@@ -119,12 +119,24 @@ class Processes:
         self.started.append(process)
         return process
 
+    def _left(self) -> list[int]:
+        """Pids of processes that were started with a path in this test's folder."""
+        found, mark = [], os.fsencode(f"{self.folder}/")
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if mark in path.read_bytes() and int(path.parent.name) != os.getpid():
+                    found.append(int(path.parent.name))
+        return found
+
     def close(self) -> None:
         for process in reversed(self.started):
             process.close()
         run = run_dir(self.settings)
         for lock in run.glob("*.lock"):  # what a launcher started leads a session of its own
             signal_holder(run, lock.stem, signal.SIGKILL)
+        for pid in self._left():  # one that outlives its launcher, and did not hold its name yet
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(FileNotFoundError):
             _calibration[:] = [(self.settings.data / CALIBRATION).read_bytes()]
 
