@@ -200,7 +200,7 @@ def test_a_stop_ends_a_calibration_at_its_next_piece_and_measures_nothing(
     game.lease(True)
     runner.edge()
     runner._calibrate()
-    assert done == [0, 1] and runner.calibrating and not runner._calibrations()._read()
+    assert done == [0, 1] and runner.calibrating and not runner._calibrations._read()
 
 
 def test_memory_that_cannot_be_given_back_ends_the_worker_and_is_no_fault_of_the_audio(

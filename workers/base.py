@@ -53,6 +53,7 @@ class Runner:
         self.control = Control(self)
         self._next_look = 0.0
         self.calibrating = False
+        self._calibrations = Calibrations(self.settings.data / "calibration.json")
 
     def run(self) -> None:
         self.control.start()
@@ -104,7 +105,7 @@ class Runner:
             residency = Residency(device, modules)
         tenant = Tenant(self.holder, device, residency, self.log, self.control.changed)
         self.holder.place = Place(residency="offloaded")
-        known = self._calibrations().get(self._key(device))
+        known = self._calibrations.get(self._key(device))
         tenant.need_bytes = residency.weights_bytes * 5 // 4 + FIRST_WORKING_BYTES
         tenant.least_bytes = residency.weights_bytes + self.worker.working_bytes() + SLACK_BYTES
         self.calibrating = known is None
@@ -205,11 +206,8 @@ class Runner:
         assert self.tenant
         self.tenant.want(self.worker.lane if self.worker.lane == "live" or self.worker.needs_model() else "")
 
-    def _calibrations(self) -> Calibrations:
-        return Calibrations(self.settings.data / "calibration.json")
-
     def _key(self, device: Any) -> str:
-        return key(weights=self.worker.key(), device=device.name, driver=device.driver, torch=version("torch"))
+        return key(worker=self.worker.key(), device=device.name, driver=device.driver, torch=version("torch"))
 
     def _calibrate(self) -> None:
         """One full round of reload, the largest step, offload; what it measured is kept for the next start."""
@@ -237,7 +235,7 @@ class Runner:
             residue_bytes=tenant.device.residue_bytes,
         )
         with contextlib.suppress(OSError):  # disk full: the next start measures again
-            self._calibrations().put(self._key(tenant.device), found)
+            self._calibrations.put(self._key(tenant.device), found)
         tenant.need_bytes, tenant.least_bytes = need, 0
         self.calibrating = False
         ms = {"reload_ms": round(tenant.reload_s * 1000, 1), "step_ms": round(step_s * 1000)}

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+
+from common.backlog import replace_file
+from common.messages import UNDECODABLE
 
 log = logging.getLogger("swapscribe.calibration")
 
@@ -31,10 +33,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     residue_bytes: int = 0  # of the process (a CUDA context)
 
 
-def key(*, weights: str, device: str, driver: str, torch: str, **settings: object) -> str:
-    """Name of an entry. `settings`: those that shape a step, by name."""
-    shape = " ".join(f"{k}={v}" for k, v in sorted(settings.items()))
-    return f"{weights} · {device} · {driver} · torch {torch} · {shape}"
+def key(*, worker: str, device: str, driver: str, torch: str) -> str:
+    """Name of an entry. `worker`: its weights and the settings that shape a step, as `Worker.key` tells them."""
+    return f"{worker} · {device} · {driver} · torch {torch}"
 
 
 class Calibrations:
@@ -50,16 +51,14 @@ class Calibrations:
     def put(self, key: str, calibration: Calibration) -> None:
         with self._turn():
             entries = self._read() | {key: calibration}
-            new = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-            new.write_bytes(msgspec.json.format(msgspec.json.encode(entries), indent=1))
-            new.rename(self._path)
+            replace_file(self._path, msgspec.json.format(msgspec.json.encode(entries), indent=1), durable=False)
 
     def _read(self) -> dict[str, Calibration]:
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, Calibration])
         except FileNotFoundError:
             return {}
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as e:
+        except (OSError, *UNDECODABLE) as e:
             if not self._said:
                 self._said = True
                 log.warning("%s cannot be read (%s): everything is measured again", self._path, e)
