@@ -10,6 +10,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= # the interpreter to make .venv with; empty: the first of python3 python3.12 python3.13 python3.11 that will do
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n < 4 ? n : 4))) # test files that run side by side
 ARGS ?=   # more arguments for the program behind a target: make test ARGS="-k journal"
 W ?=      # a process of the table: make restart W=transcriber
 
@@ -98,7 +99,7 @@ run-all: $(DONE)/packages $(DONE)/mic $(DONE)/gpu model-files ## set up what is 
 
 .PHONY: test
 test: $(DONE)/packages $(DONE)/test-packages $(DONE)/mic model-files test-data ## set up what is missing and run all tests
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 .PHONY: demo
 demo: $(DONE)/packages model-files ## play the bundled recording through everything; ends by itself

@@ -205,6 +205,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fail-on-skip", action="store_true", help="a skipped test fails the run (for CI)")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with real processes first: the short pure ones fill what is left when several files run side by side."""
+    waiting = {item.path for item in items if item.get_closest_marker("processes") or item.get_closest_marker("speech")}
+    items.sort(key=lambda item: item.path not in waiting)
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter and session.config.getoption("--fail-on-skip") and reporter.stats.get("skipped") and not exitstatus:
