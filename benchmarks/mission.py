@@ -7,6 +7,9 @@ with ballast; the others are stand-ins whose bytes are really moved and whose wo
 moving costs, not what a model does. `real`: Whisper tiny.en and SmolLM2-135M on a card of 700 MiB that holds one.
 The card's granules are read at 20 Hz; the captions must be those of a run without swaps, sample for sample.
 
+Bursts come as often as the rules allow: they wait 10 s for a pause, not 45, and are overdue after 20 s. The audio is
+read speech with its own pauses (sonnets, and the bundled recording).
+
 Lag: after each burst, seconds until captions are less than 2 s late, beside H * RTF / (1 - RTF) + the transcriber's
 reload, H being how long it was away and RTF its cpu-seconds per second of audio in this run. And the same with all the
 audio that waited when it was back in place of H: an utterance that was being spoken or decoded when it had to leave
@@ -32,17 +35,29 @@ from figures import Figure, show  # noqa: E402
 
 from common import backlog  # noqa: E402
 from common import messages as m  # noqa: E402
-from common.settings import Settings, SummarySettings  # noqa: E402
+from common.settings import GpuSettings, Settings, SummarySettings  # noqa: E402
 from tests.conftest import Processes  # noqa: E402
+from tests.speech import Clip, Samples, librivox, samples, sonnet_parts, write_wav  # noqa: E402
 from tests.swaps import SwapSystem, Turn, Watch, gpu, lag_back, log_rows, turns_of  # noqa: E402
-from tests.system import TILES, Following, Undisturbed, body, file_source  # noqa: E402
+from tests.system import RECORDING, TILES, Following, Undisturbed, body, file_source, quiet  # noqa: E402
 from tests.test_swaps import TENTH  # noqa: E402
 
 CARDS = {"tenth": 1600, "real": 700}  # MiB
 
 
+def clip(path: Path, minutes: float) -> Path:
+    """Speech that is read, with the reader's pauses and 1.5 s between two pieces."""
+    pieces = [samples(c.path) for c in (Clip(RECORDING, ""), *sonnet_parts(), *librivox())]
+    out: list[Samples] = []
+    while sum(len(x) for x in out) < minutes * 60 * m.SAMPLE_RATE:
+        out += [pieces[len(out) // 2 % len(pieces)], quiet(1.5)]
+    write_wav(path, *out)
+    return path
+
+
 def play(case: str, folder: Path, undisturbed: Undisturbed) -> list[Figure]:
-    settings = Settings(data_dir=str(folder / "data"), gpu=gpu(simulated_mib=CARDS[case]))
+    often = gpu(simulated_mib=CARDS[case], silence_s=GpuSettings().silence_s, patience_s=10.0, overdue_s=20.0)
+    settings = Settings(data_dir=str(folder / "data"), gpu=often)
     if case == "real":
         summary = SummarySettings(interval_s=10.0, max_new_tokens=32)
         settings = msgspec.structs.replace(settings, summary=summary)
@@ -143,12 +158,12 @@ def figures_of(case: str, system: SwapSystem, watch: Watch, rtf: float, began: f
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--case", choices=["tenth", "real", "both"], default="both")
-    parser.add_argument("--minutes", type=float, default=4.5)
+    parser.add_argument("--minutes", type=float, default=5.5)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sw-") as name:
         folder = Path(name)
-        undisturbed = Undisturbed(folder, max(1, round(args.minutes * 60 / 62)))
+        undisturbed = Undisturbed(folder, repeats=4, clip=clip(folder / "clip.wav", args.minutes))
         figures = []
         for case in ("tenth", "real") if args.case == "both" else (args.case,):
             figures += play(case, folder / case, undisturbed)

@@ -10,6 +10,7 @@ import pytest
 from common import backlog
 from common import messages as m
 from common.settings import TranscriberSettings
+from workers.hearing import Work
 from workers.steps import Step
 from workers.utterances import Utterances
 from workers.vad import Floats, Rules, Vad
@@ -19,25 +20,20 @@ SECOND = m.SAMPLE_RATE
 
 
 class StandInVad(Vad):
-    """Hears nobody."""
+    """Takes every sound for speech."""
 
     def __init__(self) -> None:
         pass
 
     def step(self, frame: Floats, state: Floats) -> tuple[float, Floats]:
-        return 0.0, np.zeros_like(state)
+        return float(np.any(frame)), np.zeros_like(state)
 
 
 @pytest.mark.parametrize("heard_s", [0, 3])
 def test_audio_deleted_by_hand_becomes_a_gap_and_what_comes_after_is_heard(tmp_path: Path, heard_s: int) -> None:
     """Some of it is in the worker's memory, the rest nobody will ever hear: each sample has exactly one class."""
     folder = tmp_path / "s"
-    meta = backlog.Meta(stream="s", source="s", lane="live", origin="", started_ns=0, resumable=False)
-    writer = backlog.Writer(folder, 60 * SECOND)
-    backlog.write_meta(folder, meta)
-    ear = Utterances(
-        folder, meta, m.At(n=0, positions={}, state=b"", head=0), StandInVad(), Rules.of(TranscriberSettings())
-    )
+    ear, writer = opened(folder)
     writer.append(0, bytes(2 * heard_s * SECOND))
     assert ear.scan() is None, "silence is told five seconds at a time"
     writer.append(writer.end, bytes(2 * 10 * SECOND))
@@ -53,6 +49,30 @@ def test_audio_deleted_by_hand_becomes_a_gap_and_what_comes_after_is_heard(tmp_p
     back = gone[1] + SECOND
     assert steps(ear) == [("capture was down", (gone[1], back)), ("silence", (back, ear.position))]
     assert ear.position > back
+
+
+def test_silence_begins_when_an_utterance_is_over_and_decoded(tmp_path: Path) -> None:
+    """A burst waits for silence. In a short pause it would begin in the middle of what is decoded whole afterwards."""
+    ear, writer = opened(tmp_path / "s")
+    sound = b"\1\1" * SECOND
+
+    def hear(pcm: bytes) -> Step | Work | None:
+        writer.append(writer.end, pcm)
+        return ear.scan()
+
+    assert hear(sound + bytes(2 * SECOND // 4)) is None and ear.silence_s == 0.0, "a pause in an utterance"
+    assert hear(sound + bytes(2 * SECOND)) and ear.silence_s == 0.0, "it is over, and waits to be decoded"
+    ear.moved(m.At(n=1, positions={"audio": 2 * SECOND + SECOND // 2}, state=b"", head=1))
+    assert ear.scan() is None and 0.7 < ear.silence_s <= 1.0
+
+
+def opened(folder: Path) -> tuple[Utterances, backlog.Writer]:
+    """An empty live stream."""
+    meta = backlog.Meta(stream="s", source="s", lane="live", origin="", started_ns=0, resumable=False)
+    writer = backlog.Writer(folder, 60 * SECOND)
+    backlog.write_meta(folder, meta)
+    at = m.At(n=0, positions={}, state=b"", head=0)
+    return Utterances(folder, meta, at, StandInVad(), Rules.of(TranscriberSettings())), writer
 
 
 def steps(ear: Utterances) -> list[tuple[str, m.Span]]:

@@ -69,7 +69,10 @@ class Utterances(Session):
 
     @property
     def silence_s(self) -> float:
-        return 0.0 if self._cut else backlog.seconds(self._heard - self._voice_end)
+        # An utterance that is not over is no silence yet, however long its pause: it would be decoded whole afterwards.
+        if self._cut or self._segmenter.speaking:
+            return 0.0
+        return backlog.seconds(self._heard - self._voice_end)
 
     def scan(self) -> Step | Work | None:
         budget = SCAN_SAMPLES
