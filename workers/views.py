@@ -8,24 +8,27 @@ memory through it; whoever has made a view of it is seen in the storage's use co
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from workers.slots import Found, find
+from workers.slots import Found, Slot, find, share_counters
 
-_version: Callable[[torch.Tensor], int] = operator.attrgetter("_version")
 _address: Callable[[torch.Tensor], int] = torch.Tensor.data_ptr
 _uses: Callable[[int], int] = torch._C._storage_Use_Count
-_trains: Callable[[torch.nn.Module], bool] = operator.attrgetter("training")
+_trains: Callable[[dict[str, bool]], bool] = operator.itemgetter("training")
 # References to a tensor that are ours, beside one for each place: its slot's, `_lives`, `_stay`, the call that counts.
 _OURS = next(map(sys.getrefcount, [object()])) + 2
+
+
+SHARING_BYTES = 16 * 2**20  # a counter is shared by tensors of so many bytes, which are copied back if it moves
 
 
 class Changes(NamedTuple):
@@ -46,14 +49,17 @@ class Views:
         self._addresses: list[int] = []
         self._storages: list[tuple[int, int]] = []  # each storage, and how many of its uses are ours while away
         self._flats_begin = -1
+        with torch.no_grad(), torch.inference_mode(False):
+            share_counters([*_buckets(found.slots)], found.slots)
         self._index(found)
 
     def _index(self, found: Found) -> None:
         self.slots, self._found = found.slots, found
         self._lives = [s.live for s in found.slots]
+        self._counters = [*{id(s.counter): s.counter for s in found.slots}.values()]
         self._swaps = [(p.holder, p.key, s.live, s.away) for s in found.slots for p in s.places]
         self._empty = {s.dtype: torch.empty(0, dtype=s.dtype) for s in found.slots}
-        self._norms = [module for module, _ in found.norms]
+        self._norms = [vars(module) for module, _ in found.norms]
         self._flats = any(s.flat_at >= 0 and s.own is None for s in found.slots)
         self._own = [s for s in found.slots if s.own is not None]
         self._at: torch.Tensor | None = None  # views are made by the next `attach`; old ones count as ours until then
@@ -85,9 +91,17 @@ class Views:
         for module in self._found.cached:
             module._device = block.device  # type: ignore[assignment]
         if self._begins != block.data_ptr() or self._own:
-            self._versions = [*map(_version, self._lives)]
+            self._versions = [counter._version for counter in self._counters]
             self._addresses = [*map(_address, self._lives)]
             self._begins = block.data_ptr()
+
+    def leave(self) -> Changes | None:
+        """Detach if nothing at all was done to any slot, which is the rule for frozen weights. Else say what was: it is
+        to be saved, and detached then."""
+        changes = self._changes()
+        if changes is None:
+            self._detach()
+        return changes
 
     def detach(self) -> None:
         """Places get their stand-ins on `meta`; tensors that anybody can still reach lose their elements."""
@@ -95,6 +109,9 @@ class Views:
             return
         for holder, key, _, away in self._swaps:
             holder[key] = away
+        self._detach()
+
+    def _detach(self) -> None:
         for live in self._go:
             live.data = self._empty[live.dtype]
         counts = [*map(sys.getrefcount, self._stay)]
@@ -151,15 +168,17 @@ class Views:
 
     # -- what a step has done ---------------------------------------------------------------------------------------
 
-    def changes(self) -> Changes | None:
-        """None: nothing at all, which is the rule for frozen weights."""
-        versions = [*map(_version, self._lives)]
+    def _changes(self) -> Changes | None:
+        """None: nothing, and the places have their stand-ins. Else they are as they were."""
+        versions = [counter._version for counter in self._counters]
         addresses = [*map(_address, self._lives)]
-        training = any(map(_trains, self._norms))
-        replaced = not self._in_place()
-        if versions == self._versions and addresses == self._addresses and not training and not replaced:
+        same = versions == self._versions and addresses == self._addresses and not any(map(_trains, self._norms))
+        taken_out = self._take_out()
+        if same and taken_out:
             return None
-        written = {id(s) for s, now, then in zip(self.slots, versions, self._versions, strict=True) if now != then}
+        if taken_out:
+            self._put_back()
+        written = self._written(versions)
         # Batch norm's kernel writes the running statistics without a word; only the count of batches moves.
         running = [slots for module, slots in self._found.norms if module.training]
         for group in [*running, *(g for g in self._found.siblings if any(id(s) in written for s in g))]:
@@ -167,16 +186,35 @@ class Views:
         pairs = zip(self.slots, addresses, self._addresses, strict=True)
         elsewhere = {id(s) for s, now, then in pairs if now != then}
         self._begins = -1
-        return Changes(written, elsewhere, replaced)
+        return Changes(written, elsewhere, not taken_out)
 
-    def _in_place(self) -> bool:
-        try:
-            for holder, key, live, _ in self._swaps:
-                if holder[key] is not live:
-                    return False
-        except (KeyError, IndexError, TypeError):
-            return False
-        return True
+    def _written(self, versions: list[int]) -> set[int]:
+        """Slots whose counter has moved. They get counters of their own, for where one was written others will be."""
+        counts = zip(self._counters, versions, self._versions, strict=True)
+        moved = {id(counter) for counter, now, then in counts if now != then}
+        written = [s for s in self.slots if id(s.counter) in moved]
+        with torch.no_grad(), torch.inference_mode(False):
+            share_counters([[s] for s in written if s.counter is not s.live], written)
+        self._counters = [*{id(s.counter): s.counter for s in self.slots}.values()]
+        return {id(s) for s in written}
+
+    def _take_out(self) -> bool:
+        """The stand-ins take their places. False: some place holds something else than ours, and all are as before."""
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            for holder, key, live, away in self._swaps:
+                if holder[key] is not live and holder[key] is not away:  # two modules may share a place
+                    break
+                holder[key] = away
+            else:
+                return True
+        self._put_back()
+        return False
+
+    def _put_back(self) -> None:
+        for holder, key, live, away in self._swaps:
+            with contextlib.suppress(KeyError, IndexError, TypeError):
+                if holder[key] is away:
+                    holder[key] = live
 
     def adopt(self, elsewhere: set[int]) -> int:
         """Tensors that the modules have made themselves, or pointed elsewhere, live on the host and travel one by one
@@ -186,3 +224,20 @@ class Views:
         done = sum(slot.keep() for slot in found.slots if id(slot) in elsewhere or id(slot) not in was)
         self._index(found)
         return done
+
+
+def _buckets(slots: Sequence[Slot]) -> Iterator[list[Slot]]:
+    """Neighbours of a kind: what one training step writes while another part of it still reads stays apart."""
+    kinds: dict[tuple[bool, torch.dtype], list[Slot]] = {}
+    for slot in slots:
+        kinds.setdefault((isinstance(slot.live, torch.nn.Parameter), slot.dtype), []).append(slot)
+    for kind in kinds.values():
+        bucket: list[Slot] = []
+        size = 0
+        for slot in kind:
+            size += slot.nbytes
+            if bucket and size > SHARING_BYTES:
+                yield bucket
+                bucket, size = [], slot.nbytes
+            bucket.append(slot)
+        yield bucket
