@@ -73,12 +73,12 @@ class SimulatedCard:
         self._fd = os.open(run / "gpu.vram", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if os.fstat(self._fd).st_size != self.granules:
             os.ftruncate(self._fd, self.granules)
-        self._mine: set[int] = set()
+        self._mine: Runs = []
         self._left_since: dict[int, float] = {}  # granules of the dead -> when they were seen first
 
     @property
     def held_bytes(self) -> int:
-        return len(self._mine) * MIB
+        return sum(n for _, n in self._mine) * MIB
 
     def take(self, nbytes: int) -> Runs:
         """Hold enough granules for `nbytes`; raises CardFull and then holds none of them."""
@@ -96,7 +96,7 @@ class SimulatedCard:
                         raise
                     break
                 os.pwrite(self._fd, b"\1" * n, first)
-                self._mine.update(range(first, first + n))
+                self._mine.append((first, n))
                 taken.append((first, n))
             else:
                 return taken
@@ -108,7 +108,7 @@ class SimulatedCard:
         for first, n in runs:
             os.pwrite(self._fd, b"\0" * n, first)
             fcntl.lockf(self._fd, fcntl.LOCK_UN, n, first)
-            self._mine.difference_update(range(first, first + n))
+            self._mine.remove((first, n))
 
     def by_pid(self) -> dict[int, int]:
         """Bytes held by each OTHER process (the kernel does not tell of our own locks)."""
@@ -153,22 +153,22 @@ class SimulatedCard:
     def _left(self, held: list[tuple[int, int, int]]) -> set[int]:
         """Granules whose byte says used, and that nobody holds."""
         data = os.pread(self._fd, self.granules, 0)
-        used = {m.start() for m in re.finditer(b"\1", data)} - self._mine
-        for first, n, _ in held:
+        used = {m.start() for m in re.finditer(b"\1", data)}
+        for first, n in [*self._mine, *((first, n) for first, n, _ in held)]:
             used.difference_update(range(first, first + n))
         return used
 
     def _free_runs(self, wanted: int) -> Runs:
         """First fit: runs of free granules, `wanted` in all if there are as many."""
         held = self._held(0, self.granules)
-        taken = set(self._mine) | (self._left(held) if self._reclaim_s > 0 else set())
-        for first, n, _ in held:
-            taken.update(range(first, first + n))
+        left = self._left(held) if self._reclaim_s > 0 else ()
+        busy = sorted([*self._mine, *((first, n) for first, n, _ in held), *((granule, 1) for granule in left)])
         runs: Runs = []
-        at = 0
-        for busy in [*sorted(taken), self.granules]:
-            n = min(busy - at, wanted - sum(k for _, k in runs))
+        at, missing = 0, wanted
+        for first, size in [*busy, (self.granules, 0)]:
+            n = min(first - at, missing)
             if n > 0:
                 runs.append((at, n))
-            at = busy + 1
+                missing -= n
+            at = max(at, first + size)
         return runs

@@ -252,6 +252,95 @@ def test_a_view_that_somebody_holds_never_dangles(device: Device) -> None:
 
 
 @pytest.mark.pure
+def test_a_tensor_that_somebody_has_loses_its_elements(device: Device) -> None:
+    """By name, by a weak reference, or inside a graph of autograd; nobody can reach the others, which stay as they are."""
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+    residency = packed(device, model)
+    residency.reload()
+    had, weak = model[0].weight, weakref.ref(model[1].weight)
+    want = had.tolist()
+    with torch.enable_grad():
+        graph = (model[2].bias * model[2].bias).sum()
+    for _ in range(2):
+        residency.offload()
+        assert had.numel() == 0 and weak().numel() == 0
+        with pytest.raises(RuntimeError):
+            had @ torch.ones(8, 8, device=had.device)
+        with pytest.raises(RuntimeError):
+            graph.backward(retain_graph=True)
+        views = residency._views
+        assert {id(t) for t in views._taken.values()} == {id(had), id(weak()), id(views.slots[5].live)}
+        residency.reload()
+        assert had is model[0].weight and had.tolist() == want and weak() is model[1].weight
+    graph.backward()
+    bias = model[2].bias
+    assert torch.equal(bias.grad, 2 * bias)
+    bias.grad = None
+    residency.close()
+
+
+@pytest.mark.pure
+def test_old_memory_of_a_tensor_that_was_pointed_elsewhere_is_held(device: Device) -> None:
+    """As many uses of the block as before, but not the same ones."""
+    big = nn.Linear(6000, 6000, bias=False)
+    residency = packed(device, big)
+    device.limit(3 * residency.arena_bytes)
+    residency.reload()
+    old = big.weight.detach()
+    want = old[0].tolist()
+    big.weight.data = torch.full((6000, 6000), 2.0, device=device.torch_device)
+    with pytest.raises(StillHeld):
+        residency.offload()
+    assert old[0].tolist() == want
+    del old
+    for _ in range(2):
+        residency.reload()
+        assert big.weight[0].tolist() == [2.0] * 6000
+        residency.offload()
+        assert device.held_bytes == 0
+    residency.close()
+
+
+@pytest.mark.pure
+def test_neighbours_of_what_was_written_are_copied_once(device: Device) -> None:
+    """They share a version counter with it until then."""
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(8)))
+    residency = packed(device, model)
+    residency.reload()
+    want = [p.tolist() for p in model.parameters()]
+    for cycle in range(3):
+        model[3].weight.add_(1)
+        copied = residency.offload().copied_bytes
+        assert copied == model[3].weight.nbytes if cycle else copied >= model[3].weight.nbytes
+        residency.reload()
+    assert residency.offload().copied_bytes == 0
+    residency.reload()
+    now = [p.tolist() for p in model.parameters()]
+    assert [i for i in range(16) if now[i] != want[i]] == [6]
+    residency.close()
+
+
+@pytest.mark.pure
+def test_packed_modules_can_be_trained_on(device: Device) -> None:
+    """Tensors stay what they are for autograd: hooks, who wants a gradient, and no version that moves under a graph."""
+    layers = [layer for _ in range(2) for layer in (nn.Linear(8, 8), nn.BatchNorm1d(8))]
+    model = nn.Sequential(*layers, nn.Linear(8, 1))
+    model[0].bias.requires_grad_(False)
+    heard: list[torch.Tensor] = []
+    model[4].weight.register_hook(heard.append)
+    before = [*model.parameters()]
+    residency = packed(device, model)
+    residency.reload()
+    assert all(now is then for now, then in zip(model.parameters(), before, strict=True))
+    with torch.enable_grad():
+        model(torch.randn(16, 8, device=device.torch_device)).sum().backward()
+    assert len(heard) == 1
+    assert [n for n, p in model.named_parameters() if p.grad is None] == ["0.bias"]
+    model.zero_grad()
+    residency.close()
+
+
+@pytest.mark.pure
 def test_a_view_in_a_garbage_cycle_is_let_go(device: Device) -> None:
     big = nn.Linear(6000, 6000)
     residency = packed(device, big)

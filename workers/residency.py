@@ -80,6 +80,7 @@ class Residency:
         self._views = Views(self._modules, found)
         self._views.detach()
         self._block: torch.Tensor | None = None
+        self._copies = copies(self.arena_bytes)
         self._kept = False  # the block was not freed by the last offload: somebody held a view
         device.pin(self._arena.host)
         me = weakref.ref(self)
@@ -123,7 +124,7 @@ class Residency:
         self._kept = True
         looked = self._piece(began)
         try:
-            for start, end in copies(self.arena_bytes):
+            for start, end in self._copies:
                 if turn_back():
                     self.device.sync()
                     self._free()
@@ -148,10 +149,12 @@ class Residency:
         if self._block is None or not self.resident:
             raise RuntimeError("offload: the weights are not on the device")
         before, began = self.device.held_bytes, time.perf_counter()
-        changes = self._views.changes()
-        copied = self._save(self._block, changes) if changes else 0
+        copied = 0
+        changes = self._views.leave()
+        if changes:
+            copied = self._save(self._block, changes)
+            self._views.detach()
         self.resident = False
-        self._views.detach()
         copied += self._free()
         seconds = time.perf_counter() - began
         return Move(self.arena_bytes, copied, seconds, copied / seconds / 1e9, before, self.device.held_bytes)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import os
 import time
 import weakref
 from collections import Counter
@@ -140,6 +141,8 @@ class _Faults:
 
     def switches(self) -> dict[str, str]:
         """Ours, kind -> argument, as they are now."""
+        if not os.access(self._path, os.F_OK):  # the rule, and cheaper than an exception
+            return {}
         try:
             with open(self._path) as file:
                 text = file.read()
@@ -150,6 +153,8 @@ class _Faults:
 
     def counted(self, kind: str, switches: dict[str, str]) -> bool:
         """True for the first N times."""
+        if not switches and not self._used:
+            return False
         self._used = Counter({k: n for k, n in self._used.items() if switches.get(k[0]) == k[1]})
         if kind not in switches:
             return False

@@ -1,24 +1,34 @@
 """The tensors of the modules as views into one block of device memory: put in their places, taken away, compared.
 
-These loops run over every tensor at each swap, and for a small model they are what a swap costs: so the views are made
-once per block, whose storage is emptied and filled again, and each loop does one cheap thing. Views given to the
-modules are never the ones kept here: a tensor that was taken away has no elements, so that nobody reads freed memory
-through it, and whoever has made a view of it in the meantime is seen in the storage's use count.
+These loops run over every tensor at each swap, with cold caches, and for a small model they are what a swap costs. So
+the block's storage is emptied and filled again, and a tensor that nobody can reach while the weights are away stays a
+view of it: only its places change. One that somebody still refers to loses its elements, so that nobody reads freed
+memory through it; whoever has made a view of it is seen in the storage's use count.
 """
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Callable, Sequence
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from workers.slots import Found, find
+from workers.slots import Found, Slot, find, share_counters
 
-_version: Callable[[torch.Tensor], int] = operator.attrgetter("_version")
+_address: Callable[[torch.Tensor], int] = torch.Tensor.data_ptr
 _uses: Callable[[int], int] = torch._C._storage_Use_Count
+_trains: Callable[[dict[str, bool]], bool] = operator.itemgetter("training")
+# References to a tensor that are ours, beside one for each place: its slot's, `_lives`, `_stay`, the call that counts.
+_OURS = next(map(sys.getrefcount, [object()])) + 2
+
+
+SHARING_BYTES = 16 * 2**20  # a counter is shared by tensors of so many bytes, which are copied back if it moves
 
 
 class Changes(NamedTuple):
@@ -34,62 +44,99 @@ class Views:
 
     def __init__(self, modules: Sequence[torch.nn.Module], found: Found) -> None:
         self._modules = modules
-        self._at: torch.Tensor | None = None
-        self._storages: list[tuple[int, int]] = []  # the storage, how many tensors of ours use it
+        self._begins = -1  # address of the block that the next two are of
         self._versions: list[int] = []
         self._addresses: list[int] = []
+        self._storages: list[tuple[int, int]] = []  # each storage, and how many of its uses are ours while away
         self._flats_begin = -1
-        self._begins = -1  # address of the block that these are of; taking a tensor away moves neither
-        self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []  # a slot's tensor, and the view that it becomes
+        with torch.no_grad(), torch.inference_mode(False):
+            share_counters([*_buckets(found.slots)], found.slots)
         self._index(found)
 
     def _index(self, found: Found) -> None:
         self.slots, self._found = found.slots, found
-        empty = {s.dtype: torch.empty(0, dtype=s.dtype) for s in found.slots}
         self._lives = [s.live for s in found.slots]
+        self._counters = [*{id(s.counter): s.counter for s in found.slots}.values()]
         self._swaps = [(p.holder, p.key, s.live, s.away) for s in found.slots for p in s.places]
-        self._empties = [(s.live, empty[s.dtype]) for s in found.slots]
+        self._empty = {s.dtype: torch.empty(0, dtype=s.dtype) for s in found.slots}
+        self._norms = [vars(module) for module, _ in found.norms]
         self._flats = any(s.flat_at >= 0 and s.own is None for s in found.slots)
         self._own = [s for s in found.slots if s.own is not None]
-        self._at = None  # views are made anew by the next `attach`; until then the old ones count as ours
+        self._at: torch.Tensor | None = None  # views are made by the next `attach`; old ones count as ours until then
+        self._away = False
+        self._stay: list[torch.Tensor] = []  # tensors that stay views of the block while it is away,
+        self._ours: list[int] = []  # how many references to each are ours,
+        self._taken: dict[int, torch.Tensor] = {}  # and which of them somebody else had at the last `detach`
+        self._go = self._lives  # all others
 
     def attach(self, block: torch.Tensor) -> None:
         """Every slot's tensor becomes a view into `block`, and goes back to its places."""
-        with torch.no_grad(), torch.inference_mode(False):
-            moved = self._flats and self._flats_begin != block.data_ptr()  # their storages know addresses, not blocks
-            if self._at is not block or moved:
+        self._away = False
+        moved = self._flats and self._flats_begin != block.data_ptr()  # their storages know addresses, not blocks
+        if self._at is not block or moved:
+            with torch.no_grad(), torch.inference_mode(False):
                 self._look_at(block)
-            for live, view in self._pairs:
+        else:
+            for live, view in self._flat_pairs:
                 live.data = view
-            for slot in self._own:
-                assert slot.own is not None
+            for i, live in self._taken.items():
+                live.data = self._pairs[i]
+        self._taken.clear()
+        for slot in self._own:
+            assert slot.own is not None
+            with torch.no_grad(), torch.inference_mode(False):
                 slot.live.data = slot.own.to(block.device)
         for holder, key, live, _ in self._swaps:
             holder[key] = live
         for module in self._found.cached:
             module._device = block.device  # type: ignore[assignment]
         if self._begins != block.data_ptr() or self._own:
-            self._versions = [*map(_version, self._lives)]
-            self._addresses = [*map(torch.Tensor.data_ptr, self._lives)]
+            self._versions = [counter._version for counter in self._counters]
+            self._addresses = [*map(_address, self._lives)]
             self._begins = block.data_ptr()
 
+    def leave(self) -> Changes | None:
+        """Detach if nothing at all was done to any slot, which is the rule for frozen weights. Else say what was: it is
+        to be saved, and detached then."""
+        changes = self._changes()
+        if changes is None:
+            self._detach()
+        return changes
+
     def detach(self) -> None:
-        """Places get their stand-ins on `meta`, the tensors lose their elements."""
+        """Places get their stand-ins on `meta`; tensors that anybody can still reach lose their elements."""
+        if self._away:
+            return
         for holder, key, _, away in self._swaps:
             holder[key] = away
-        for live, empty in self._empties:
-            live.data = empty
+        self._detach()
+
+    def _detach(self) -> None:
+        for live in self._go:
+            live.data = self._empty[live.dtype]
+        counts = [*map(sys.getrefcount, self._stay)]
+        if counts != self._ours or any(map(weakref.getweakrefcount, self._stay)):
+            for i, live in enumerate(self._stay):
+                if counts[i] != self._ours[i] or weakref.getweakrefcount(live):
+                    self._taken[i] = live
+                    live.data = self._empty[live.dtype]
         for module in self._found.cached:
             module._device = torch.device("meta")  # type: ignore[assignment]
+        self._away = True
 
     def others(self) -> bool:
         """After `detach`: does anybody else still view the block?"""
-        return any(_uses(storage) > ours for storage, ours in self._storages)
+        staying = len(self._stay) - len(self._taken)
+        return any(_uses(storage) > ours + staying * (not i) for i, (storage, ours) in enumerate(self._storages))
 
     def _look_at(self, block: torch.Tensor) -> None:
-        self._pairs, self._storages = [], []
+        self._at, self._begins, self._stay, self._go = None, -1, [], self._lives
+        self._taken.clear()
+        self._pairs: list[torch.Tensor] = []  # of each in `_stay`, what it becomes when it comes back
+        self._flat_pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         bases: dict[torch.dtype, torch.Tensor] = {}
         flats: dict[int, torch.Tensor] = {}
+        stay = []
         for slot in self.slots:
             if slot.own is not None:
                 continue
@@ -97,45 +144,77 @@ class Views:
                 if slot.flat_at not in flats:
                     flats[slot.flat_at] = from_dlpack(block[slot.flat_at : slot.flat_end])
                 view = slot.view(flats[slot.flat_at], slot.flat_at)
+                self._flat_pairs.append((slot.live, view))
             else:
                 size = slot.dtype.itemsize
                 if slot.dtype not in bases:
                     bases[slot.dtype] = block[: len(block) // size * size].view(slot.dtype)
                 view = bases[slot.dtype].as_strided(slot.size, slot.stride, slot.offset // size)
-            self._pairs.append((slot.live, view))
+                stay.append(slot.live)
+                self._pairs.append(view)
         del bases
         storages = [t.untyped_storage()._cdata for t in (block, *flats.values())]
         flats.clear()
+        for live in self._lives:
+            live.data = self._empty[live.dtype]
         self._storages = [(storage, _uses(storage)) for storage in storages]
-        self._at, self._begins, self._flats_begin = block, -1, block.data_ptr()
+        for live, view in [*self._flat_pairs, *zip(stay, self._pairs, strict=True)]:
+            live.data = view
+        places = Counter(id(live) for _, _, live, _ in self._swaps)
+        self._ours = [_OURS + places[id(live)] for live in stay]
+        self._stay, staying = stay, {*map(id, stay)}
+        self._go = [live for live in self._lives if id(live) not in staying]
+        self._at, self._flats_begin = block, block.data_ptr()
 
     # -- what a step has done ---------------------------------------------------------------------------------------
 
-    def changes(self) -> Changes | None:
-        """None: nothing at all, which is the rule for frozen weights."""
-        versions = [*map(_version, self._lives)]
-        addresses = [*map(torch.Tensor.data_ptr, self._lives)]
-        training = [slots for module, slots in self._found.norms if module.training]
-        replaced = not self._in_place()
-        if versions == self._versions and addresses == self._addresses and not training and not replaced:
+    def _changes(self) -> Changes | None:
+        """None: nothing, and the places have their stand-ins. Else they are as they were."""
+        versions = [counter._version for counter in self._counters]
+        addresses = [*map(_address, self._lives)]
+        same = versions == self._versions and addresses == self._addresses and not any(map(_trains, self._norms))
+        taken_out = self._take_out()
+        if same and taken_out:
             return None
-        written = {id(s) for s, now, then in zip(self.slots, versions, self._versions, strict=True) if now != then}
+        if taken_out:
+            self._put_back()
+        written = self._written(versions)
         # Batch norm's kernel writes the running statistics without a word; only the count of batches moves.
-        for group in [*training, *(g for g in self._found.siblings if any(id(s) in written for s in g))]:
+        running = [slots for module, slots in self._found.norms if module.training]
+        for group in [*running, *(g for g in self._found.siblings if any(id(s) in written for s in g))]:
             written |= {id(s) for s in group}
         pairs = zip(self.slots, addresses, self._addresses, strict=True)
         elsewhere = {id(s) for s, now, then in pairs if now != then}
         self._begins = -1
-        return Changes(written, elsewhere, replaced)
+        return Changes(written, elsewhere, not taken_out)
 
-    def _in_place(self) -> bool:
-        try:
-            for holder, key, live, _ in self._swaps:
-                if holder[key] is not live:
-                    return False
-        except (KeyError, IndexError, TypeError):
-            return False
-        return True
+    def _written(self, versions: list[int]) -> set[int]:
+        """Slots whose counter has moved. They get counters of their own, for where one was written others will be."""
+        counts = zip(self._counters, versions, self._versions, strict=True)
+        moved = {id(counter) for counter, now, then in counts if now != then}
+        written = [s for s in self.slots if id(s.counter) in moved]
+        with torch.no_grad(), torch.inference_mode(False):
+            share_counters([[s] for s in written if s.counter is not s.live], written)
+        self._counters = [*{id(s.counter): s.counter for s in self.slots}.values()]
+        return {id(s) for s in written}
+
+    def _take_out(self) -> bool:
+        """The stand-ins take their places. False: some place holds something else than ours, and all are as before."""
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            for holder, key, live, away in self._swaps:
+                if holder[key] is not live and holder[key] is not away:  # two modules may share a place
+                    break
+                holder[key] = away
+            else:
+                return True
+        self._put_back()
+        return False
+
+    def _put_back(self) -> None:
+        for holder, key, live, away in self._swaps:
+            with contextlib.suppress(KeyError, IndexError, TypeError):
+                if holder[key] is away:
+                    holder[key] = live
 
     def adopt(self, elsewhere: set[int]) -> int:
         """Tensors that the modules have made themselves, or pointed elsewhere, live on the host and travel one by one
@@ -145,3 +224,20 @@ class Views:
         done = sum(slot.keep() for slot in found.slots if id(slot) in elsewhere or id(slot) not in was)
         self._index(found)
         return done
+
+
+def _buckets(slots: Sequence[Slot]) -> Iterator[list[Slot]]:
+    """Neighbours of a kind: what one training step writes while another part of it still reads stays apart."""
+    kinds: dict[tuple[bool, torch.dtype], list[Slot]] = {}
+    for slot in slots:
+        kinds.setdefault((isinstance(slot.live, torch.nn.Parameter), slot.dtype), []).append(slot)
+    for kind in kinds.values():
+        bucket: list[Slot] = []
+        size = 0
+        for slot in kind:
+            size += slot.nbytes
+            if bucket and size > SHARING_BYTES:
+                yield bucket
+                bucket, size = [], slot.nbytes
+            bucket.append(slot)
+        yield bucket
