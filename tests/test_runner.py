@@ -223,7 +223,7 @@ def test_memory_that_cannot_be_given_back_ends_the_worker_and_is_no_fault_of_the
     session: Any = SimpleNamespace(meta=SimpleNamespace(stream="s"), at=SimpleNamespace(state=b""))
     hearing: Any = SimpleNamespace(infer=pieces, again=pieces, log=runner.log)
     with pytest.raises(NotCarriedOut):
-        Hearing._infer(hearing, runner, session, work)
+        Hearing._infer(hearing, runner, session, [work])
     retries = retry.Retries(runner.process, hearing)
     monkeypatch.setattr(retry.backlog, "Reader", lambda folder: SimpleNamespace(samples=lambda span: b"xx"))
     gap = m.Gap(span=(0, 1), reason="failed", retryable=True, segment="s:0")
