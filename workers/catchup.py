@@ -16,7 +16,8 @@ from workers.tenancy import NotCarriedOut
 
 if TYPE_CHECKING:
     from workers.base import Runner
-    from workers.hearing import Hearing, Session, Work
+    from workers.hearing import Hearing
+    from workers.session import Session, Work
 
 READY_SAMPLES = 30 * m.SAMPLE_RATE  # looked ahead at a time
 AWAY_SAMPLES = 5 * m.SAMPLE_RATE  # the same while the model is away: a lease must not wait for long
@@ -35,7 +36,10 @@ class CatchUp:
 
     def most(self, runner: Runner, session: Session) -> int:
         """How many go to the model at once now: one by one where doing otherwise has ended badly."""
-        most = self.worker.together(session, self.worker.late_s(session))
+        try:
+            most = self.worker.together(session, self.worker.late_s(session))
+        except OSError:
+            return 1  # its folder is going away
         if most > 1 and session.position < runner.poison.ended_badly(self._what(session)):
             return 1
         return most
@@ -73,6 +77,5 @@ class CatchUp:
         if steps is None:
             runner.poison.failed(counts=False)
             return []
-        late_s = self.worker.late_s(session)
-        self.log.info("utterances at once", stream=stream, count=len(steps), position=span[0], late_s=late_s)
+        self.log.info("utterances at once", stream=stream, count=len(steps), position=span[0])
         return steps

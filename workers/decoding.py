@@ -154,9 +154,14 @@ class Decoder:
 
     # Several
 
+    @property
+    def packs(self) -> bool:
+        """Not where the language of each is to be found out: a window has one."""
+        return self._language() is not None
+
     def windows(self, sounds: Sequence[Sound]) -> list[range]:
         """Which of the utterances are packed into each window."""
-        return packed([s.span[1] - s.span[0] for s in sounds], WINDOW_SAMPLES)
+        return packed([s.span[1] - s.span[0] for s in sounds], WINDOW_SAMPLES if self.packs else 0)
 
     def hear_all(self, sounds: Sequence[Sound], prompt: tuple[int, ...]) -> Pieces[list[Decoded | None]]:
         """Decode several utterances as one batch. None: there is a doubt about it, it must be heard alone."""

@@ -2,20 +2,19 @@
 
 In: folders of the backlog, doorbells, the journal's places. Out: appends. A concrete worker brings `open` (a session
 for each stream, which scans audio) and `infer` (a pure function of state and work). Without the model `scan` goes on up
-to the first utterance that waits for it, so silence and lag stay known. A step that fails three times at one position
-becomes a Gap, loudly; the audio stays and `swapscribe retry` tries again. After a kill it goes on where the journal is.
+to the first utterance that waits for it, so silence and lag stay known, and further where it is late (`catchup`). A step
+that fails three times at one position becomes a Gap, loudly; the audio stays and `swapscribe retry` tries again. After a
+kill it goes on where the journal is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from common import backlog, wire
 from common import messages as m
@@ -23,6 +22,7 @@ from common.process import Process
 from common.topology import doorbell
 from workers.catchup import CatchUp
 from workers.retry import Retries
+from workers.session import Session, Work
 from workers.steps import Step, Worker
 from workers.tenancy import NotCarriedOut
 
@@ -32,61 +32,6 @@ if TYPE_CHECKING:
 UNREADABLE_S = 10.0  # after which audio that could not be read is tried again
 NOBODY_S = 3600.0  # silence where there is no live stream
 BATCH_EVERY_S = 30.0  # a batch stream gets one step at least this often, however busy the live ones are
-
-
-class Work(msgspec.Struct, frozen=True, kw_only=True):
-    """One bounded piece for the model: tiles `span`, begun by `silence` samples without speech."""
-
-    stream: str
-    span: m.Span
-    speech: m.Span
-    voiced: m.Span
-    pcm: bytes  # s16le of `speech`
-    state: bytes  # scan state after `span`
-
-
-class Session(ABC):
-    """One stream under work, from the place the journal gave."""
-
-    def __init__(self, folder: Path, meta: backlog.Meta, at: m.At) -> None:
-        self.folder, self.meta, self.at = folder, meta, at
-        self.served_s = 0.0  # monotonic clock of its last step
-        self.position = at.positions.get("audio", 0)
-
-    @property
-    @abstractmethod
-    def reached(self) -> int:
-        """Everything before this sample is scanned or belongs to the utterance under way."""
-
-    @property
-    @abstractmethod
-    def heard(self) -> int:
-        """Everything before this sample is scanned."""
-
-    @property
-    @abstractmethod
-    def silence_s(self) -> float:
-        """For how long nobody has spoken, as far as it is scanned; 0 while an utterance waits for the model."""
-
-    @abstractmethod
-    def scan(self) -> Step | Work | None:
-        """Look at more audio, bounded. None: nothing to do before more audio comes."""
-
-    @abstractmethod
-    def deaf(self) -> Step | None:
-        """A bounded Gap over audio that `scan` cannot survive; None: wait until there is more of it."""
-
-    def look_ahead(self, most: int, samples: int) -> bool:
-        """Scan behind the work that waits, `samples` at most, until `most` pieces wait. False: nothing was done."""
-        return False
-
-    def waiting(self, most: int) -> list[Work]:
-        """The pieces of work that wait right behind each other, `most` of them; the first is what `scan` gives."""
-        return []
-
-    @abstractmethod
-    def moved(self, at: m.At) -> None:
-        """The journal took the step; go on from `at`."""
 
 
 def life(folder: Path) -> tuple[int, int]:

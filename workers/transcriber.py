@@ -22,7 +22,8 @@ from workers._torch import set_up
 from workers.base import Runner
 from workers.catchup import how_many
 from workers.decoding import Decoded, Decoder, Pieces, Sound
-from workers.hearing import Hearing, Session, Work
+from workers.hearing import Hearing
+from workers.session import Session, Work
 from workers.steps import Step
 from workers.utterances import State, Utterances, unpack
 from workers.vad import Rules, Vad
@@ -75,9 +76,12 @@ class Transcriber(Hearing):
                     module.float()
         self.vad = Vad(torch, vad_folder)
         self.decoder = Decoder(self.s, torch, whisper, model, self.half)
-        self._windows = min(self.s.batch_most, self.s.batch_windows or (CUDA_WINDOWS if self.half else 1))
+        self.choose_windows()
         self._sha256 = models.stored(folder).sha256
         return [model]
+
+    def choose_windows(self) -> None:
+        self._windows = min(self.s.batch_most, self.s.batch_windows or (CUDA_WINDOWS if self.half else 1))
 
     def key(self) -> str:
         return f"{self.s.model} {self._sha256} threads={self.s.threads} half={self.half} windows={self._windows}"
@@ -117,7 +121,8 @@ class Transcriber(Hearing):
 
     def together(self, session: Session, late_s: float) -> int:
         """A recording is not late: its captions had better be the same each time."""
-        return how_many(late_s, self.s) if session.meta.lane == "live" else 1
+        pays = self._windows > 1 or self.decoder.packs
+        return how_many(late_s, self.s) if pays and session.meta.lane == "live" else 1
 
     def bytes_of(self, works: Sequence[Work]) -> int:
         windows = len(self.decoder.windows([sound(w) for w in works]))

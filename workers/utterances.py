@@ -15,7 +15,7 @@ import numpy as np
 
 from common import backlog
 from common import messages as m
-from workers.hearing import Session, Work
+from workers.session import Session, Work
 from workers.steps import Step
 from workers.vad import FRAME, Cut, Floats, Rules, Segmenter, Vad
 
