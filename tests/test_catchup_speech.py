@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -89,6 +90,16 @@ def test_neighbours_decoded_at_once_are_the_same_segments_with_hardly_other_word
         assert "".join(w.text for w in b.words).strip() == b.text
         edges = [edge for w in b.words for edge in w.span]
         assert edges == sorted(edges) and b.span[0] <= edges[0] <= edges[-1] <= b.span[1]
+
+
+def test_recordings_and_whoever_is_on_time_go_one_by_one(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
+    t = ear.transcriber
+    t.choose_windows()
+    live, recording = (SimpleNamespace(meta=SimpleNamespace(lane=lane)) for lane in ("live", "batch"))
+    assert [t.together(live, late_s) for late_s in (2.0, 9.0, 60.0)] == [1, 3, 16]  # type: ignore[arg-type]
+    assert t.together(recording, 60.0) == 1, "the same captions each time"  # type: ignore[arg-type]
+    monkeypatch.setattr(t.decoder, "_language", lambda: None)  # as a model does that finds it out for each utterance
+    assert t.together(live, 60.0) == 1, "a window has one language"  # type: ignore[arg-type]
 
 
 def test_the_memory_of_a_batch_is_in_what_it_wants(ear: Ear) -> None:
