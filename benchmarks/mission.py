@@ -39,7 +39,7 @@ from common.settings import GpuSettings, Settings, SummarySettings  # noqa: E402
 from tests.conftest import Processes  # noqa: E402
 from tests.speech import Clip, Samples, librivox, samples, sonnet_parts, write_wav  # noqa: E402
 from tests.swaps import SwapSystem, Turn, Watch, gpu, lag_back, log_rows, turns_of  # noqa: E402
-from tests.system import RECORDING, TILES, Following, Undisturbed, body, file_source, quiet  # noqa: E402
+from tests.system import RECORDING, TILES, Following, Undisturbed, body, file_source, one_by_one, quiet  # noqa: E402
 from tests.test_swaps import TENTH  # noqa: E402
 
 CARDS = {"tenth": 1600, "real": 700}  # MiB
@@ -57,7 +57,7 @@ def clip(path: Path, minutes: float) -> Path:
 
 def play(case: str, folder: Path, undisturbed: Undisturbed) -> list[Figure]:
     often = gpu(simulated_mib=CARDS[case], silence_s=GpuSettings().silence_s, patience_s=10.0, overdue_s=20.0)
-    settings = Settings(data_dir=str(folder / "data"), gpu=often)
+    settings = one_by_one(Settings(data_dir=str(folder / "data"), gpu=often))
     if case == "real":
         summary = SummarySettings(interval_s=10.0, max_new_tokens=32)
         settings = msgspec.structs.replace(settings, summary=summary)

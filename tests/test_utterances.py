@@ -10,7 +10,7 @@ import pytest
 from common import backlog
 from common import messages as m
 from common.settings import TranscriberSettings
-from workers.hearing import Work
+from workers.session import Work
 from workers.steps import Step
 from workers.utterances import Utterances
 from workers.vad import Floats, Rules, Vad
