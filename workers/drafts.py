@@ -40,7 +40,7 @@ class Burst:
     def __init__(self, runner: Runner, book: Book, plan: Plan, answer: Answer) -> None:
         self.runner, self.book, self.plan, self.answer = runner, book, plan, answer
         self.gone = False  # what it is about was purged, or carried out by somebody else
-        self.read_s = self.written_s = 0.0
+        self.read_s = self.written_s = self.longest_s = 0.0
         self._unsure = False
         self._next_s = time.monotonic() + KEEP_EVERY_S
 
@@ -50,11 +50,18 @@ class Burst:
         return len(self.answer.tokens) - len(self.plan.tokens)
 
     @property
-    def counts(self) -> dict[str, int]:
-        """What it did, in tokens, for the log: read and wrote are of this burst, tokens of the whole answer."""
-        before, after = len(self.plan.tokens), len(self.answer.tokens)
-        counts = {"prompt_tokens": len(self.plan.prompt), "went_on_from": before, "read": self.answer.read}
-        return counts | {"wrote": self.written, "tokens": after}
+    def figures(self) -> dict[str, float]:
+        """What it did, for the log: tokens read and written in this burst, and of the whole answer; seconds."""
+        return {
+            "prompt_tokens": len(self.plan.prompt),
+            "went_on_from": len(self.plan.tokens),
+            "read": self.answer.read,
+            "wrote": self.written,
+            "tokens": len(self.answer.tokens),
+            "read_s": round(self.read_s, 2),
+            "wrote_s": round(self.written_s, 2),
+            "longest_s": round(self.longest_s, 3),
+        }
 
     @property
     def kept(self) -> int:
@@ -70,10 +77,12 @@ class Burst:
                 if next(pieces, _OVER) is _OVER:
                     return
                 now = time.monotonic()
+                took_s = now - began
                 if self.answer.read > read:
-                    self.read_s += now - began
+                    self.read_s += took_s
                 else:
-                    self.written_s += now - began
+                    self.written_s += took_s
+                self.longest_s = max(self.longest_s, took_s)
                 if now >= self._next_s and not self._jot(now):
                     self.gone = True
                     return

@@ -90,6 +90,7 @@ class Planner:
             )
         self._foresee(plan, runner)
         self.note, self._seen = "", None
+        log.info("minutes begun", stream=book.stream, went_on_from=len(plan.tokens), least_s=round(self.least_s, 2))
         return plan
 
     def look_ahead(self, runner: Runner, book: Book, lines: Sequence[Line]) -> None:

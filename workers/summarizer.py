@@ -229,7 +229,7 @@ class Summarizer(Worker):
             self._due_s[book.stream] = time.monotonic()
 
     def _write(self, runner: Runner, book: Book, cut: Cut, lines: list[Line]) -> None:
-        stream, began = book.stream, time.monotonic()
+        stream = book.stream
         runner.phase = "inferring"
         plan = self.planner.begin(runner, book, lines, self.log)
         answer = self.generation.Answer(plan.tokens, plan.loops)
@@ -246,7 +246,7 @@ class Summarizer(Worker):
         burst.tell(self.planner.pace)
         if not finished:
             runner.poison.failed(counts=False)
-            self.log.info(put_off(burst.put_off()), stream=stream, **burst.counts)
+            self.log.info(put_off(burst.put_off()), stream=stream, **burst.figures)
             return
         if burst.gone or not burst.settle():
             runner.poison.failed(counts=False)
@@ -257,10 +257,9 @@ class Summarizer(Worker):
             "minutes written",
             stream=stream,
             reason=cut.reason,
-            **burst.counts,
+            **burst.figures,
             bullets=len(summary.bullets),
             coverage=summary.coverage,
-            seconds=round(time.monotonic() - began, 2),
         )
         self._commit(runner, book, book.step(cut, summary))
 
