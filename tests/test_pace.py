@@ -22,7 +22,7 @@ def pace(*bursts: tuple[int, float], token_s: float = 0.1) -> Pace:
 def test_before_any_burst_the_longest_piece_of_the_calibration_counts() -> None:
     assert Pace().least_s(1000, 256, 0.0) == 0.0, "nothing is known"
     assert Pace().least_s(1000, 256, 0.5) == 4 * 0.5 + ENOUGH_TOKENS * 0.5
-    assert Pace().most_tokens(60.0) is None
+    assert Pace().most_tokens(60.0) == inf and Pace().fits(10**9, 1.0)
 
 
 def test_what_was_measured_counts_afterwards() -> None:
@@ -40,11 +40,11 @@ def test_a_longer_text_may_take_more_than_its_share_but_not_more_than_the_longes
 def test_two_bursts_that_could_not_read_it_limit_the_next() -> None:
     """One may have been slow for a reason of its own; without a limit the third would be for nothing as well."""
     once, twice = pace((1000, 60.0)), pace((1000, 60.0), (1000, 60.0))
-    assert once.most_tokens(60.0) is None
-    most = twice.most_tokens(60.0)
-    assert most == int((54.0 - 3.2) / 0.06) and most * 0.06 + 3.2 < 60.0
-    assert twice.most_tokens(inf) is None, "who is not held to a time reads everything"
-    assert pace((1000, 60.0), (1000, 5.0)).most_tokens(60.0) == int((54.0 - 3.2) / 0.005)
+    assert once.fits(2000, 60.0) and once.most_tokens(60.0) == inf
+    assert not twice.fits(2000, 60.0) and twice.fits(970, 60.0) and not twice.fits(990, 60.0)
+    assert twice.most_tokens(60.0) == pytest.approx((54.0 - 3.2) / 0.06)
+    assert twice.fits(2000, inf), "who is not held to a time reads everything"
+    assert pace((1000, 60.0), (1000, 5.0)).fits(2000, 60.0)
 
 
 def test_a_hold_too_short_to_write_anything_still_has_a_limit() -> None:
@@ -54,4 +54,4 @@ def test_a_hold_too_short_to_write_anything_still_has_a_limit() -> None:
 def test_bursts_that_read_or_wrote_nothing_tell_nothing() -> None:
     p = pace((1000, 5.0), (1000, 5.0))
     p.burst(0, 0.0, 0, 0.0)
-    assert p.most_tokens(60.0) == pace((1000, 5.0), (1000, 5.0)).most_tokens(60.0)
+    assert p.most_tokens(60.0) == pace((1000, 5.0), (1000, 5.0)).most_tokens(60.0) < inf

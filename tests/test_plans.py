@@ -25,7 +25,7 @@ class StandInModel:
 
     def __init__(self, read_s: float, write_s: float, hold_s: float) -> None:
         self.read_s, self.write_s, self.hold_s = read_s, write_s, hold_s
-        self.reload_s, self.piece_s = 0.0, 1.0
+        self.reload_s, self.piece_s = 0.0, 256 * read_s
         self.planner = Planner(
             self.prompt, lambda p: repr(list(p)).encode(), SummarySettings(max_new_tokens=NEW), GpuSettings()
         )
@@ -55,7 +55,7 @@ class StandInModel:
         if reading_s > self.hold_s:
             self.planner.pace.burst(int(self.hold_s / self.read_s), self.hold_s, 0, 0.0)
             return False
-        wrote = min(NEW - len(plan.tokens), int((self.hold_s - reading_s) / self.write_s))
+        wrote = min(NEW - len(plan.tokens), int(min(1e9, self.hold_s - reading_s) / self.write_s))
         self.planner.pace.burst(len(plan.prompt) + len(plan.tokens), reading_s, wrote, wrote * self.write_s)
         tokens = len(plan.tokens) + wrote
         draft = Draft(asked=plan.asked, tokens=tuple(range(tokens // BLOCK * BLOCK)), room=plan.room)
@@ -116,7 +116,7 @@ def test_a_draft_of_a_shortened_text_is_found_again_by_another_process() -> None
 def test_what_waits_is_told_before_it_begins() -> None:
     world = StandInModel(read_s=0.02, write_s=0.5, hold_s=60.0)
     world.planner.look_ahead(world, world.book, world.lines)  # type: ignore[arg-type]
-    assert world.planner.note == "" and world.planner.least_s == 9 * 1.0 + 32 * 1.0, "2,100 tokens are nine pieces"
+    assert world.planner.note == "" and world.planner.least_s == (9 + 32) * 5.12, "2,100 tokens are nine pieces"
     world.burst()
     world.planner.look_ahead(world, world.book, world.lines)  # type: ignore[arg-type]
     assert world.planner.note == "minutes put off at 32 tokens; resumes"

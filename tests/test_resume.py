@@ -119,11 +119,8 @@ def test_a_burst_cut_by_late_captions_and_killed_goes_on_from_its_tokens(
     assert resumed["went_on_from"] >= more > tokens, "killed: from what was in the journal"
     assert resumed["read"] == resumed["prompt_tokens"] + resumed["went_on_from"]
     assert resumed["wrote"] == resumed["tokens"] - resumed["went_on_from"] < resumed["tokens"] == written["tokens"]
-    same = [
-        msgspec.structs.replace(b, segments=tuple(s.replace("whole", "cut") for s in b.segments))
-        for b in undisturbed.bullets
-    ]
-    assert list(summary.bullets) == same
+    renamed = msgspec.json.encode(undisturbed.bullets).replace(b'"whole:', b'"cut:')
+    assert msgspec.json.encode(summary.bullets) == renamed
     assert [e for e in follower.events if e.kind == "gap"] == []
     follower.close()
     probe.close()

@@ -11,7 +11,8 @@ from math import ceil, inf
 from typing import NamedTuple
 
 ENOUGH_TOKENS = 32  # a burst that wrote so many was worth its swap
-SHARE = 0.9  # of a longest hold: what may be planned
+LEAST_TOKENS = 16  # one that wrote so many has something to keep: a block of `generation`
+SHARE = 0.9  # of a longest hold: what is planned for a text that must be shortened
 
 
 class Reading(NamedTuple):
@@ -52,12 +53,18 @@ class Pace:
             bounds = [min([measured, *bounds]) if times > 1 else measured]
         return bounds[0] + ENOUGH_TOKENS * (self._written_s or piece_s) if bounds else 0.0
 
-    def most_tokens(self, hold_s: float) -> int | None:
-        """So many can be read in one hold, with time left to write; None: no limit is known.
+    def fits(self, tokens: int, hold_s: float) -> bool:
+        """Whether bursts of `hold_s` that read so many can get on at all. It takes two bursts to deny that.
 
-        A limit needs two bursts: what a machine was slow at once may be all right the next time.
+        What a machine was slow at once may be all right the next time.
         """
-        if len(self._readings) < 2 or hold_s == inf:
-            return None
-        left_s = SHARE * hold_s - ENOUGH_TOKENS * self._written_s
-        return max(1, int(left_s / min(r.token_s for r in self._readings)))
+        return len(self._readings) < 2 or tokens <= self._readable(hold_s - LEAST_TOKENS * self._written_s)
+
+    def most_tokens(self, hold_s: float) -> float:
+        """So many can be read with time left to write enough; inf: no limit is known."""
+        if len(self._readings) < 2:
+            return inf
+        return max(1, self._readable(SHARE * hold_s - ENOUGH_TOKENS * self._written_s))
+
+    def _readable(self, seconds: float) -> float:
+        return seconds / min(r.token_s for r in self._readings)

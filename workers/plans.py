@@ -66,15 +66,17 @@ class Planner:
 
     def plan(self, book: Book, lines: Sequence[Line], hold_s: float) -> Plan:
         """What can be read in `hold_s` at the pace so far; the draft is used if it answers exactly this."""
-        most = self.pace.most_tokens(hold_s)
         if draft := book.draft:
             prompt, first = self._prompt(lines, draft.room)
-            fits = most is None or len(prompt) + self._s.max_new_tokens <= most
+            fits = self.pace.fits(len(prompt) + len(draft.tokens), hold_s)
             known = all(0 <= t < self._vocabulary for t in draft.tokens)
             if fits and known and self._sign(prompt) == draft.asked:
                 return Plan(prompt=prompt, first=first, room=draft.room, asked=draft.asked, draft=draft)
-        room = self._room if most is None else min(self._room, max(1, most - self._beside))
+        room = self._room
         prompt, first = self._prompt(lines, room)
+        if not self.pace.fits(len(prompt), hold_s):
+            room = max(1, int(min(room, self.pace.most_tokens(hold_s) - self._beside)))
+            prompt, first = self._prompt(lines, room)
         return Plan(prompt=prompt, first=first, room=room, asked=self._sign(prompt))
 
     def begin(self, runner: Runner, book: Book, lines: Sequence[Line], log: Log) -> Plan:
