@@ -21,7 +21,7 @@ def pace(*bursts: tuple[int, float], token_s: float = 0.1) -> Pace:
 
 def test_before_any_burst_the_longest_piece_of_the_calibration_counts() -> None:
     assert Pace().least_s(1000, 256, 0.0) == 0.0, "nothing is known"
-    assert Pace().least_s(1000, 256, 0.5) == 4 * 0.5 + ENOUGH_TOKENS * 0.5
+    assert Pace().least_s(1000, 256, 0.5) == 4 * 0.5 + ENOUGH_TOKENS / 8 * 0.5
     assert Pace().most_tokens(60.0) == inf and Pace().fits(10**9, 1.0)
 
 

@@ -116,7 +116,7 @@ def test_a_draft_of_a_shortened_text_is_found_again_by_another_process() -> None
 def test_what_waits_is_told_before_it_begins() -> None:
     world = StandInModel(read_s=0.02, write_s=0.5, hold_s=60.0)
     world.planner.look_ahead(world, world.book, world.lines)  # type: ignore[arg-type]
-    assert world.planner.note == "" and world.planner.least_s == (9 + 32) * 5.12, "2,100 tokens are nine pieces"
+    assert world.planner.note == "" and world.planner.least_s == (9 + 32 / 8) * 5.12, "2,100 tokens are nine pieces"
     world.burst()
     world.planner.look_ahead(world, world.book, world.lines)  # type: ignore[arg-type]
     assert world.planner.note == "minutes put off at 32 tokens; resumes"

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from workers.pace import BLOCK_TOKENS as BLOCK
+from workers.pace import PIECE_TOKENS as DECODE_TOKENS
+
 NGRAM = 8  # an answer does not say the same so many tokens twice
 LOOPS = 3  # and ends when it has tried so often
-DECODE_TOKENS = 8  # of one piece
-BLOCK = 16  # tokens of an answer that are read again at once, as soon as they are complete: see `write`
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -114,6 +115,10 @@ class Answer:
             gram = self.tokens[end - NGRAM : end]
             self._banned.setdefault(tuple(gram[:-1]), set()).add(gram[-1])
 
+    def over(self, most: int) -> bool:
+        """Nothing is to be added, though it may have been interrupted."""
+        return self.whole or len(self.tokens) >= most
+
     @property
     def kept(self) -> list[int]:
         return self.tokens[: len(self.tokens) // BLOCK * BLOCK]
@@ -149,7 +154,7 @@ def write(
     are always those of whole blocks: a block that is complete is read again at once, whether or not somebody
     interrupts; the same pieces with the same neighbours are what a later burst reads.
     """
-    if len(answer.tokens) >= most:
+    if answer.over(most):
         return
     assert len(answer.tokens) % BLOCK == 0, "an answer goes on from whole blocks"
     device = next(model.parameters()).device

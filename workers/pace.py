@@ -10,8 +10,9 @@ from collections import deque
 from math import ceil, inf
 from typing import NamedTuple
 
-ENOUGH_TOKENS = 32  # a burst that wrote so many was worth its swap
-LEAST_TOKENS = 16  # one that wrote so many has something to keep: a block of `generation`
+PIECE_TOKENS = 8  # written in one piece
+BLOCK_TOKENS = 16  # what a burst has to keep: see `generation.write`
+ENOUGH_TOKENS = 32  # one that wrote so many was worth its swap
 SHARE = 0.9  # of a longest hold: what is planned for a text that must be shortened
 
 
@@ -51,14 +52,14 @@ class Pace:
             times = tokens / slow.tokens
             measured = slow.seconds * times * max(1.0, times)
             bounds = [min([measured, *bounds]) if times > 1 else measured]
-        return bounds[0] + ENOUGH_TOKENS * (self._written_s or piece_s) if bounds else 0.0
+        return bounds[0] + ENOUGH_TOKENS * (self._written_s or piece_s / PIECE_TOKENS) if bounds else 0.0
 
     def fits(self, tokens: int, hold_s: float) -> bool:
         """Whether bursts of `hold_s` that read so many can get on at all. It takes two bursts to deny that.
 
         What a machine was slow at once may be all right the next time.
         """
-        return len(self._readings) < 2 or tokens <= self._readable(hold_s - LEAST_TOKENS * self._written_s)
+        return len(self._readings) < 2 or tokens <= self._readable(hold_s - BLOCK_TOKENS * self._written_s)
 
     def most_tokens(self, hold_s: float) -> float:
         """So many can be read with time left to write enough; inf: no limit is known."""

@@ -25,6 +25,7 @@ from workers._torch import set_up, torchaudio_beside_cpu_torch
 from workers.base import Runner
 from workers.drafts import Burst, settled
 from workers.minutes import KINDS, Book, Cut, Line
+from workers.pace import BLOCK_TOKENS
 from workers.plans import Planner, put_off
 from workers.steps import Step, Worker
 from workers.tenancy import NotCarriedOut
@@ -218,6 +219,8 @@ class Summarizer(Worker):
             if not ahead:  # (another stream may have something to do that needs no model)
                 ahead = True
                 self.planner.look_ahead(runner, book, lines)
+        if not ahead:
+            self.planner.note = ""  # what waited was purged, or needs no model any more
         return False
 
     def _commit(self, runner: Runner, book: Book, step: Step) -> None:
@@ -244,7 +247,7 @@ class Summarizer(Worker):
             self.log.exception("minutes failed", stream=stream, span=cut.span, failures=failures)
             raise
         burst.tell(self.planner.pace)
-        if not finished:
+        if not finished and not answer.over(self.s.max_new_tokens):
             runner.poison.failed(counts=False)
             self.log.info(put_off(burst.put_off()), stream=stream, **burst.figures)
             return
@@ -265,7 +268,7 @@ class Summarizer(Worker):
 
     def _asked(self, prompt: Sequence[int]) -> bytes:
         """What an answer depends on: it goes on only under the same."""
-        shapes = (self.key(), self.torch.__version__, sorted(self._stop), self.generation.BLOCK)
+        shapes = (self.key(), self.torch.__version__, sorted(self._stop), BLOCK_TOKENS)
         return hashlib.sha256(repr((shapes, list(prompt))).encode()).digest()
 
     @property
