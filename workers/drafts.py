@@ -60,6 +60,7 @@ class Burst:
             "tokens": len(self.answer.tokens),
             "read_s": round(self.read_s, 2),
             "wrote_s": round(self.written_s, 2),
+            "seconds": round(self.read_s + self.written_s, 2),
             "longest_s": round(self.longest_s, 3),
         }
 

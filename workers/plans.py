@@ -82,7 +82,7 @@ class Planner:
     def begin(self, runner: Runner, book: Book, lines: Sequence[Line], log: Log) -> Plan:
         """The plan of a burst that begins now."""
         plan = self.plan(book, lines, runner.hold_s)
-        if plan.room < self._room and plan.first:
+        if plan.room < self._room:
             log.warning(
                 "the transcript takes longer to read than a burst may last: its end is read; raise gpu.max_hold_s",
                 stream=book.stream,
