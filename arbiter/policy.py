@@ -149,9 +149,10 @@ class _Decision:
             return f"it had its {self.set.max_hold_s:.0f} s"
         if w.lane == "batch" and any(o.lane == "burst" for o in self.others):
             return "a burst is wanted, and batch work comes last"
-        if self.lag_s > self.set.lag_hard_s and ran >= self.set.burst_min_s and cuts < self.set.max_cuts:
+        least_s = max(self.set.burst_min_s, w.burst_min_s)  # less would be a swap for nothing
+        if self.lag_s > self.set.lag_hard_s and ran >= least_s and cuts < self.set.max_cuts:
             return f"cut short: captions are {self.lag_s:.0f} s late"
-        self.wakes += [held_s + self.set.max_hold_s, held_s + self.set.burst_min_s]
+        self.wakes += [held_s + self.set.max_hold_s, held_s + least_s]
         return ""
 
     def _goes(self, w: Worker, free_ride: bool) -> bool:

@@ -94,6 +94,7 @@ def _worker(row: Row, notes: Notes) -> Worker:
         silence_s=s.silence_s if who.worker == COVERAGE_PRODUCER else inf,  # the others do not listen
         reload_s=s.reload_s,
         offload_s=s.offload_s,
+        burst_min_s=s.burst_min_s,
         pinned=base.pinned,
         off_until_s=base.off_until_s,
     )
@@ -142,6 +143,7 @@ def _shown(row: Row, notes: Notes, plan: Plan | None, now: float) -> m.GpuWorker
     own = "" if row.state in (GRANTED, "free") else notes.reasons.get(who, "")
     why = own or (plan.waits.get(who, "") if plan else "")
     complaint = s.complaint if s else "not heard since the arbiter began"
+    note = s.note if s else ""
     return m.GpuWorker(
         worker=who.worker,
         pid=who.pid,
@@ -152,7 +154,7 @@ def _shown(row: Row, notes: Notes, plan: Plan | None, now: float) -> m.GpuWorker
         held_bytes=s.held_bytes if s else 0,
         wants_bytes=wants,
         waits_s=round(max(0.0, now - _since_s(row, notes)), 1) if waits else 0.0,
-        reason="; ".join(t for t in (why, complaint) if t),
+        reason="; ".join(t for t in (why, complaint, note) if t),
         lag_s=s.lag_s if s else 0.0,
         reload_s=s.reload_s if s else 0.0,
         reload_gb_s=s.reload_gb_s if s else 0.0,

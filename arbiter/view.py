@@ -33,6 +33,7 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     silence_s: float = inf
     reload_s: float = 0.0
     offload_s: float = 0.0
+    burst_min_s: float = 0.0  # from its grant until it has got on, by its own word
     pinned: bool = False  # a person wants it to stay
     off_until_s: float = 0.0  # a person wants it to be away
 

@@ -451,6 +451,8 @@ class Status(Request, frozen=True, kw_only=True, tag="status"):
     offload_s: float = 0.0  # how long the last offload took
     revoke_s: float = 0.0  # from hearing the last revocation to having carried it out
     complaint: str = ""  # one line for people: why it cannot use what it was granted
+    burst_min_s: float = 0.0  # from a grant until its burst has got on: cut short before, it was for nothing
+    note: str = ""  # one line for people: how far the work is that waits
 
 
 class GpuWorker(Struct, frozen=True, kw_only=True):

@@ -95,7 +95,7 @@ class GpuSettings(Section, frozen=True, kw_only=True):
     silence_s: float = 0.7  # a burst likes to begin after this much silence
     patience_s: float = 45.0  # it does not wait longer than this for silence
     overdue_s: float = 120.0  # it does not wait longer than this for anything
-    burst_min_s: float = 5.0  # a running burst is not cut short before this
+    burst_min_s: float = 5.0  # a running burst is not cut short before this, nor before it has got on
     max_hold_s: float = 60.0  # a burst gives back after this
     max_cuts: int = 3  # a burst is cut short at most so often
     stuck_after_s: float = 30.0  # a worker that makes no step while input waits is asked to leave

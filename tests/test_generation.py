@@ -68,6 +68,50 @@ def test_pieces_change_nothing_and_the_library_decodes_the_same(model: Any, torc
     assert cut == tokens[: tokens.index(tokens[11])] and whole
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_an_answer_goes_on_from_any_block_as_if_nothing_had_been(model: Any, torch: Any, kind: str) -> None:
+    from workers import generation
+
+    model = model.to(getattr(torch, kind))
+    whole, loops = generation.Answer(), {0: 0}
+    for _ in generation.write(model, PROMPT, whole, 60, 16, frozenset()):
+        loops[len(whole.kept)] = whole.loops
+    assert len(whole.tokens) > 2 * generation.BLOCK
+    for end in range(0, len(whole.tokens), generation.BLOCK):
+        answer = generation.Answer(whole.tokens[:end], loops[end])
+        for _ in generation.write(model, PROMPT, answer, 60, 16, frozenset()):
+            pass
+        assert answer.tokens == whole.tokens and answer.whole == whole.whole
+        assert answer.read == len(PROMPT) + end, "what was written is read, not written again"
+
+
+def test_keys_and_values_do_not_depend_on_where_an_answer_was_interrupted(model: Any, torch: Any) -> None:
+    """Bit by bit: that tokens are the same may be luck."""
+    from workers import generation
+
+    model = model.to(torch.bfloat16)
+
+    def caches(answer: Any, most: int) -> list[Any]:
+        pieces = generation.write(model, PROMPT, answer, most, 16, frozenset())
+        for _ in pieces:
+            if pieces.gi_frame:
+                cache = pieces.gi_frame.f_locals["cache"]
+        end = len(PROMPT) + 2 * generation.BLOCK
+        return [t[:, :, :end].clone() for layer in cache.layers for t in (layer.keys, layer.values)]
+
+    whole = generation.Answer()
+    first = caches(whole, 40)
+    again = caches(generation.Answer(whole.tokens[: 2 * generation.BLOCK]), 40)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_an_answer_that_is_complete_needs_no_model() -> None:
+    from workers import generation
+
+    answer = generation.Answer(range(32))
+    assert list(generation.write(None, PROMPT, answer, 32, 16, frozenset())) == [] and len(answer.tokens) == 32
+
+
 def test_cache_is_as_large_as_declared_and_gone_when_closed(model: Any) -> None:
     from workers import generation
 
@@ -102,12 +146,20 @@ def test_the_rehearsal_runs_the_largest_pieces(model: Any, torch: Any) -> None:
 def test_an_answer_that_goes_round_in_circles_ends(torch: Any) -> None:
     from workers import generation
 
-    answer = generation.Answer()
-    circle, steps = [5, 6, 7, 8], 0
-    logits = torch.zeros(20)
-    while answer.choose(logits + 9 * torch.eye(20)[circle[steps % 4]], frozenset()):
-        steps += 1
-        assert steps < 100
+    def circle(answer: Any) -> Any:
+        step = len(answer.tokens)
+        while answer.choose(torch.zeros(20) + 9 * torch.eye(20)[5 + step % 4], frozenset()):
+            step += 1
+            if step == generation.BLOCK:
+                again.append((answer.kept, answer.loops))
+            assert step < 100
+        return answer
+
+    again: list[tuple[list[int], int]] = []
+    answer = circle(generation.Answer())
     assert answer.whole and len(answer.tokens) < 30
     grams = [tuple(answer.tokens[i : i + generation.NGRAM]) for i in range(len(answer.tokens) - generation.NGRAM + 1)]
     assert len(grams) == len(set(grams))
+    ((kept, loops),) = again
+    assert loops > 0 and circle(generation.Answer(kept, loops)).tokens == answer.tokens, "its attempts still count"
+    assert circle(generation.Answer(kept)).tokens != answer.tokens

@@ -200,6 +200,16 @@ def test_a_burst_is_not_cut_in_its_first_seconds_nor_too_often() -> None:
     assert not plan(*late, SUMMARIZER, memory=msgspec.structs.replace(RUNNING, cuts={"summarizer": 3})).revoke
 
 
+def test_a_burst_is_not_cut_before_it_has_got_on_by_its_own_measurements() -> None:
+    late = (off("transcriber", 6, lag_s=21.0), *EVICTED[1:])
+    reads = msgspec.structs.replace(SUMMARIZER, burst_min_s=12.0)
+    p = plan(*late, reads, memory=RUNNING)
+    assert not p.revoke and p.wake_at_s == NOW + 2.0, "it has run for 10 s"
+    assert plan(*late, reads, memory=RUNNING, now=NOW + 2.0).memory.cuts == {"summarizer": 1}
+    endless = msgspec.structs.replace(SUMMARIZER, burst_min_s=1e9)
+    assert leaves(plan(*late, endless, memory=RUNNING, now=NOW + 50.0)) == {"summarizer"}, "its longest hold wins"
+
+
 def test_a_burst_that_is_done_forgets_its_cuts() -> None:
     done = msgspec.structs.replace(SUMMARIZER, want_bytes=0)
     assert plan(*EVICTED, done, memory=msgspec.structs.replace(RUNNING, cuts={"summarizer": 2})).memory.cuts == {}

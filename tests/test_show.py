@@ -70,6 +70,16 @@ def status(**more: object) -> m.Status:
     return m.Status(**(plain | {"lease_bytes": 0, "wants": m.Want(bytes=1)} | more))  # type: ignore[arg-type]
 
 
+def test_people_and_the_policy_hear_how_far_waiting_work_is() -> None:
+    ledger, notes = Ledger(Limits(), Roster()), show.Notes()
+    said = "minutes put off at 32 tokens; resumes"
+    ledger.heard(status(burst_min_s=7.5, note=said), NOW)
+    seen = show.view(ledger, notes, Memory(), SET)
+    assert seen.workers[0].burst_min_s == 7.5
+    (shown,) = show.state(ledger, notes, seen, None, SET, NOW).workers
+    assert shown.reason == said
+
+
 def test_a_status_that_cannot_be_is_told_from_one_that_can() -> None:
     assert nonsense(status()) == ""
     for bad in (
@@ -77,6 +87,7 @@ def test_a_status_that_cannot_be_is_told_from_one_that_can() -> None:
         {"acted": 2**60},
         {"lag_s": float("inf")},
         {"residency": "gone"},
+        {"burst_min_s": float("inf")},
         {"wants": m.Want(bytes=-5)},
         {"wants": m.Want(bytes=1, since_s=float("nan"))},
         {"incarnation": who("../x")},

@@ -10,6 +10,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +23,10 @@ from common.fetch import fetch
 from common.process import Log
 from common.settings import Settings, SummarySettings, UserError
 from tests.conftest import ROOT
-from tests.test_minutes import RATE, Journal
+from tests.test_minutes import RATE, Journal, spoken
+from workers import drafts
 from workers.minutes import Line
+from workers.plans import Planner
 from workers.poison import Poison
 from workers.summarizer import Summarizer
 
@@ -53,6 +56,8 @@ def loaded() -> Iterator[Summarizer]:
 def summarizer(loaded: Summarizer) -> Summarizer:
     loaded.books.clear()
     loaded._due_s.clear()
+    loaded.planner = Planner(loaded.prompt, loaded._asked, loaded.s, loaded.settings.gpu)
+    loaded.planner.know(loaded.room, loaded.context, loaded.config.vocab_size)
     return loaded
 
 
@@ -61,6 +66,7 @@ class StandInRunner:
 
     def __init__(self, folder: Path, journal: Journal) -> None:
         self.ready, self.phase, self.journal = True, "", journal
+        self.hold_s, self.reload_s, self.piece_s = inf, 0.0, 0.0
         self.pieces: int | None = None
         self.carried = 0
         self.poison = Poison(folder, "summarizer")
@@ -74,6 +80,9 @@ class StandInRunner:
             self.carried += 1
         pieces.close()
         return False
+
+    def jot(self, stream: str, expect_n: int, step: Any) -> m.At | None:
+        return self.commit(stream, expect_n, step)
 
     def commit(self, stream: str, expect_n: int, step: Any) -> m.At:
         j = self.journal
@@ -120,25 +129,116 @@ def test_minutes_of_the_recording_cite_what_was_said(summarizer: Summarizer, jou
     assert journal.book().due() is None
 
 
-def test_a_burst_cut_short_at_any_piece_writes_the_same_later(
-    summarizer: Summarizer, journal: Journal, folder: Path
+def test_a_burst_cut_short_at_any_piece_goes_on_and_writes_the_same(
+    summarizer: Summarizer,
+    journal: Journal,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Killed after each, too: the next one knows what the journal knows."""
+    writes(summarizer, monkeypatch, 48)
+    monkeypatch.setattr(drafts, "KEEP_EVERY_S", 0.0)
+    answers = answers_of(summarizer, monkeypatch)
     whole = Journal(SHORT)
     whole.events, whole.clock = journal.events[:], journal.clock
     due(summarizer, whole)
     summarizer.turn(StandInRunner(folder, whole))
-    runner = StandInRunner(folder, journal)
-    due(summarizer, journal)
-    for pieces in (0, 6):
-        runner.pieces, runner.carried = pieces, 0
-        assert summarizer.turn(runner) and summaries(journal) == [] and journal.at.n == 0
+    undisturbed = answers.pop()
+    assert len(undisturbed.tokens) > 40, "long enough to be cut twice"
+    prompt = undisturbed.read
+    reading = -(-prompt // 64)
+    for pieces, kept, read in (
+        (0, 0, 0),
+        (2, 0, 128),  # in the middle of the prompt: that is read again
+        (reading + 3, 16, prompt),  # 25 tokens
+        (reading + 1 + 2, 32, prompt + 16),  # 16 + 17
+        (reading, 32, prompt),  # before it has read what there was
+    ):
+        due(summarizer, journal)  # as after a kill: all that is known is what the journal holds
+        runner = StandInRunner(folder, journal)
+        runner.pieces = pieces
+        assert summarizer.turn(runner) and summaries(journal) == []
         assert summarizer.needs_model(), "they stay due"
         assert not [o for o in gc.get_objects() if type(o).__name__ == "_Layer"], "nothing is left on the device"
-    runner.ready = False
-    assert not summarizer.turn(runner) and summarizer.needs_model()
-    runner.ready, runner.pieces = True, None
+        answer = answers.pop()
+        assert answer.read == read
+        draft = journal.book().draft
+        assert (len(draft.tokens) if draft else 0) == kept
+        assert not draft or list(draft.tokens) == undisturbed.tokens[:kept]
+        book = summarizer.books["s"]
+        summarizer.planner.look_ahead(runner, book, book.lines(book.due()))
+        assert summarizer.note() == (f"minutes put off at {kept} tokens; resumes" if kept else "")
+    runner = StandInRunner(folder, journal)
+    runner.pieces = reading + 2 + 2  # all of it is written; that the GPU is taken before that is noticed is no matter
     assert summarizer.turn(runner)
+    last = answers.pop()
+    assert last.tokens == undisturbed.tokens and last.read == prompt + 32, "not from zero"
     assert summaries(journal) == summaries(whole)
+    assert journal.book().draft is None
+
+
+def writes(summarizer: Summarizer, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    monkeypatch.setattr(summarizer, "s", msgspec.structs.replace(SHORT, max_new_tokens=tokens))
+    summarizer.planner.know(summarizer.room, summarizer.context, summarizer.config.vocab_size)
+
+
+def answers_of(summarizer: Summarizer, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every Answer that is begun from now on."""
+    made, plain = list[Any](), summarizer.generation.Answer
+
+    def answer(*args: Any) -> Any:
+        made.append(plain(*args))
+        return made[-1]
+
+    monkeypatch.setattr(summarizer.generation, "Answer", answer)
+    return made
+
+
+def cut_after_a_block(summarizer: Summarizer, journal: Journal, folder: Path) -> bytes:
+    """A burst of the recording's minutes that ends with 16 tokens kept; returns what they are kept for."""
+    due(summarizer, journal)
+    runner = StandInRunner(folder, journal)
+    prompt, _ = summarizer.prompt(summarizer.books["s"].lines(summarizer.books["s"].due()))
+    runner.pieces = -(-len(prompt) // 64) + 3
+    assert summarizer.turn(runner)
+    draft = journal.book().draft
+    assert draft and len(draft.tokens) == 16
+    return draft.asked
+
+
+@pytest.mark.parametrize("changed", ["text", "model"])
+def test_tokens_that_answer_something_else_are_dropped(
+    summarizer: Summarizer, journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    writes(summarizer, monkeypatch, 64)
+    asked = cut_after_a_block(summarizer, journal, folder)
+    if changed == "text":
+        journal.add(spoken(0, 6 * RATE, "And so, my fellow citizens, ask not.", 1))
+    else:
+        monkeypatch.setattr(summarizer, "_sha256", "another")
+    answers = answers_of(summarizer, monkeypatch)
+    due(summarizer, journal)
+    runner = StandInRunner(folder, journal)
+    plan = summarizer.planner.plan(summarizer.books["s"], summarizer.books["s"].lines(summarizer.books["s"].due()), inf)
+    assert plan.asked != asked and plan.tokens == ()
+    runner.pieces = 2
+    assert summarizer.turn(runner) and answers[-1].read == 128, "from the beginning"
+
+
+def test_a_purge_during_a_burst_ends_it_and_takes_its_tokens_along(
+    summarizer: Summarizer, journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes(summarizer, monkeypatch, 64)
+    monkeypatch.setattr(drafts, "KEEP_EVERY_S", 0.0)
+    cut_after_a_block(summarizer, journal, folder)
+    journal.at = msgspec.structs.replace(journal.at, n=journal.at.n + 2, state=b"")  # what the feed does then
+    answers = answers_of(summarizer, monkeypatch)
+    runner = StandInRunner(folder, journal)
+    assert summarizer.turn(runner)
+    assert summarizer.books["s"].stale and journal.at.state == b"" and summaries(journal) == []
+    assert len(answers.pop().tokens) < 64, "it stops as soon as it hears of it"
+    assert not summarizer.needs_model() and not summarizer.turn(runner), "not before the journal is read again"
 
 
 def test_what_fails_three_times_is_given_up_with_a_gap(
@@ -195,7 +295,8 @@ def test_no_piece_reads_more_than_its_share(summarizer: Summarizer) -> None:
         seen.clear()
     hook.remove()
     reading = -(-len(prompt) // 64)
-    assert max(shares[:reading]) == 64 and max(shares[reading:]) <= summarizer.generation.DECODE_TOKENS
+    g = summarizer.generation
+    assert max(shares[:reading]) == 64 and max(shares[reading:]) <= g.DECODE_TOKENS - 1 + g.BLOCK
 
 
 def test_nothing_said_becomes_a_control_token(summarizer: Summarizer) -> None:

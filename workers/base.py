@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Generator, Iterator
 from importlib.metadata import version
+from math import inf
 from typing import Any, TypeVar
 
 from common import messages as m
@@ -27,6 +28,7 @@ from workers.steps import Step, Worker
 from workers.tenancy import FIRST_WORKING_BYTES, Tenant, close
 
 ANSWER_S = 1.0  # for the feed, before leases are looked at: one that is revoked has two seconds at least
+JOT_ANSWER_S = 0.25  # for the feed in the middle of a step
 LOOK_EVERY_S = 0.5  # for new work, should a doorbell be lost
 SLACK_BYTES = 32 * 2**20  # beside what was measured: rounding of allocators
 T = TypeVar("T")
@@ -195,7 +197,32 @@ class Runner:
             time.sleep(min(answer.retry_after_s, 1.0))
         return None
 
+    def jot(self, stream: str, expect_n: int, step: Step) -> m.At | None:
+        """One append between two pieces of a step, which hardly waits, for the GPU waits with it. None: no answer."""
+        try:
+            answer = self._appender.append(
+                stream, expect_n, step.positions, step.events, step.state, timeout_s=JOT_ANSWER_S
+            )
+        except wire.Unreachable:
+            return None
+        return answer if isinstance(answer, m.At) else None
+
     # The lease
+
+    @property
+    def hold_s(self) -> float:
+        """How long the lease in force lets it work; inf: until it is revoked."""
+        lease = self.holder.place.lease
+        return lease.max_hold_s - self.reload_s if lease and lease.max_hold_s else inf
+
+    @property
+    def reload_s(self) -> float:
+        return self.tenant.reload_s if self.tenant else 0.0
+
+    @property
+    def piece_s(self) -> float:
+        """The longest piece so far, or of the calibration."""
+        return self.tenant.pieces.longest() if self.tenant else 0.0
 
     def edge(self) -> None:
         """Leases are obeyed here: no step is under way, and no place in the audio is to blame should a load crash."""

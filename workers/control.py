@@ -92,8 +92,11 @@ class Control:
         figures = {} if t is None else t.status()
         if r.calibrating:  # its longest piece is not known yet: the arbiter must be patient
             figures["step_p99_s"] = 0.0
+        least_s = r.worker.least_s()
         return r.holder.status(
             now,
+            burst_min_s=least_s + r.reload_s if least_s else 0.0,
+            note=r.worker.note()[:200],
             waiting=self._should_move(),
             lag_s=r.worker.late(),
             silence_s=r.worker.silence_s(),

@@ -1,7 +1,8 @@
 """Greedy decoding of a causal LM in bounded pieces, for a worker that may have to give the GPU back between two.
 
-In: token ids of a prompt. Out: token ids of the answer. The cache of keys and values is allocated once, at its full
-size, and is gone when the generator is closed. Imports transformers: only after `_torch.set_up`.
+In: token ids of a prompt, and of the answer as far as an earlier burst wrote it. Out: token ids of the whole answer,
+the same ones wherever it was interrupted. The cache of keys and values is allocated once, at its full size, and is
+gone when the generator is closed. Imports transformers: only after `_torch.set_up`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from workers.pace import BLOCK_TOKENS as BLOCK
+from workers.pace import PIECE_TOKENS as DECODE_TOKENS
+
 NGRAM = 8  # an answer does not say the same so many tokens twice
 LOOPS = 3  # and ends when it has tried so often
-DECODE_TOKENS = 8  # of one piece
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -48,6 +51,10 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens; the number is negative, as transformers has it."""
+        self.length += tokens_to_remove
+
     def get_seq_length(self, *args: Any) -> int:
         return self.length
 
@@ -78,7 +85,7 @@ def working_bytes(config: Any, tokens: int, step_tokens: int, itemsize: int) -> 
     The cache; of one layer the attention scores (in float32, twice, as the plain kernel makes them), keys and values
     repeated for all heads, and the wide part of the feed-forward block; the mask; the logits of one token.
     """
-    heads = config.num_attention_heads
+    heads, step_tokens = config.num_attention_heads, max(step_tokens, BLOCK)
     scores = 2 * heads * step_tokens * tokens * 4
     repeated = 2 * heads * _head_size(config) * tokens * itemsize
     wide = step_tokens * (8 * config.hidden_size + 4 * config.intermediate_size) * itemsize
@@ -92,13 +99,29 @@ def _head_size(config: Any) -> int:
 
 
 class Answer:
-    """What is written so far. `whole`: it ended by itself, not because there was no more room."""
+    """What is written so far. `whole`: it ended by itself, not because there was no more room.
 
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
+    What a later burst can go on from are the complete blocks, `kept`, with the `loops` of that moment: how often it
+    had tried to repeat itself does not follow from the tokens.
+    """
+
+    def __init__(self, tokens: Sequence[int] = (), loops: int = 0) -> None:
+        self.tokens = list(tokens)
         self.whole = False
+        self.read = 0  # tokens that went through the model to be read, not to be followed by a new one
+        self.loops = self._loops = loops
         self._banned: dict[tuple[int, ...], set[int]] = {}
-        self._loops = 0
+        for end in range(NGRAM, len(self.tokens) + 1):
+            gram = self.tokens[end - NGRAM : end]
+            self._banned.setdefault(tuple(gram[:-1]), set()).add(gram[-1])
+
+    def over(self, most: int) -> bool:
+        """Nothing is to be added, though it may have been interrupted."""
+        return self.whole or len(self.tokens) >= most
+
+    @property
+    def kept(self) -> list[int]:
+        return self.tokens[: len(self.tokens) // BLOCK * BLOCK]
 
     def choose(self, logits: torch.Tensor, stop: frozenset[int]) -> bool:
         """Append the likeliest token that repeats no n-gram; False at the end. `logits`: (vocabulary,)."""
@@ -116,33 +139,57 @@ class Answer:
         if len(key) == NGRAM - 1:
             self._banned.setdefault(key, set()).add(best)
         self.tokens.append(best)
+        if len(self.tokens) % BLOCK == 0:
+            self.loops = self._loops
         return True
 
 
 def write(
     model: Any, prompt: Sequence[int], answer: Answer, most: int, step_tokens: int, stop: frozenset[int]
 ) -> Iterator[None]:
-    """Fill `answer` with at most `most` tokens; each piece reads `step_tokens` of the prompt or writes a few."""
+    """Fill `answer` up to `most` tokens; each piece reads `step_tokens` or writes a few. It may begin with blocks.
+
+    Keys and values computed for one token differ in their last bits from those computed for many at once, and
+    sometimes a word does then. So that an answer does not depend on where it was interrupted, its keys and values
+    are always those of whole blocks: a block that is complete is read again at once, whether or not somebody
+    interrupts; the same pieces with the same neighbours are what a later burst reads.
+    """
+    if answer.over(most):
+        return
+    assert len(answer.tokens) % BLOCK == 0, "an answer goes on from whole blocks"
     device = next(model.parameters()).device
     cache = new_cache(model.config.get_text_config(), len(prompt) + most)
+    blocks = [answer.tokens[at : at + BLOCK] for at in range(0, len(answer.tokens), BLOCK)]
+    chunks = [prompt[at : at + step_tokens] for at in range(0, len(prompt), step_tokens)] + blocks
     more = True
-    for at in range(0, len(prompt), step_tokens):
-        logits = _forward(model, prompt[at : at + step_tokens], cache, device)
-        if at + step_tokens >= len(prompt):
+    for left, chunk in zip(range(len(chunks) - 1, -1, -1), chunks, strict=True):
+        logits = _forward(model, chunk, cache, device)
+        answer.read += len(chunk)
+        if left == 0:
             more = answer.choose(logits, stop)
+        else:
+            int(logits.argmax())  # waits for the device: a piece that has ended is over there, too
         yield
     while more and len(answer.tokens) < most:
         for _ in range(min(DECODE_TOKENS, most - len(answer.tokens))):
-            more = answer.choose(_forward(model, answer.tokens[-1:], cache, device), stop)
+            more = answer.choose(_next(model, answer, cache, device), stop)
             if not more:
                 break
         yield
 
 
+def _next(model: Any, answer: Answer, cache: Any, device: Any) -> torch.Tensor:
+    """Logits of the token after the answer so far: its last token is read, or the whole block that it completes."""
+    if len(answer.tokens) % BLOCK:
+        return _forward(model, answer.tokens[-1:], cache, device)
+    cache.crop(1 - BLOCK)  # the block's other tokens are in there, one by one
+    return _forward(model, answer.tokens[-BLOCK:], cache, device)
+
+
 def rehearse(model: Any, tokens: int, step_tokens: int) -> Iterator[None]:
     """The two largest pieces there are: a part of a prompt, and of an answer, at the end of the longest context."""
     device = next(model.parameters()).device
-    step = min(step_tokens, tokens - DECODE_TOKENS)
+    step = min(max(step_tokens, BLOCK), tokens - DECODE_TOKENS)
     cache = new_cache(model.config.get_text_config(), tokens, filled=tokens - step - DECODE_TOKENS)
     _forward(model, [0] * step, cache, device)
     yield

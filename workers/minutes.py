@@ -5,7 +5,8 @@ asked, and at the end of the stream. So it does not matter when the GPU is there
 summarizer was killed. A cut is due until the summary that carries out its positions is journaled.
 
 Positions: `transcript`, the seq of the last transcript event that some minutes are about, and `wanted`, that of the
-last SummaryWanted carried out. The state is the sample at which the interval under way began.
+last SummaryWanted carried out. The state is the sample at which the interval under way began, and what a burst that
+was cut short has written of the oldest minutes.
 """
 
 from __future__ import annotations
@@ -44,13 +45,30 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
     wanted: int = 0  # seq of the SummaryWanted that it carries out
 
 
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of an answer that a later burst goes on from. It is good for exactly what was `asked`."""
+
+    asked: bytes  # sha256 of the prompt, the model, and the settings that shape an answer
+    tokens: tuple[int, ...]
+    loops: int = 0  # see generation.Answer
+    room: int = 0  # tokens that the transcript was given in the prompt
+
+
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """What travels with the positions."""
+    """What travels with the positions. The words of a draft go when the feed purges the stream: no other copy is."""
 
     begin: int = 0
+    draft: Draft | None = None
 
 
 _state = msgspec.msgpack.Decoder(State)
+
+
+def state_of(at: m.At) -> State:
+    try:
+        return _state.decode(at.state) if at.state else State()
+    except m.UNDECODABLE:
+        return State()  # of another version: at worst one cut falls elsewhere
 
 
 class Book:
@@ -59,14 +77,19 @@ class Book:
     def __init__(self, stream: str, at: m.At, rules: SummarySettings) -> None:
         self.stream, self.at, self.rules = stream, at, rules
         self.every = round(rules.interval_s * m.SAMPLE_RATE)
+        self.since = at.head  # events up to this may be missing here, and a purge among them
         self.stale = False  # what is here may differ from the journal: make a new Book
         self.seen = 0
         self.head = 0
-        self.begin = self._state().begin
+        self.begin = state_of(at).begin
         self.cuts: list[Cut] = []
         self._lines: dict[str, Line] = {}  # in the order of their seq
         self._covered: set[str] = set()  # segments that minutes are about: a correction is no news
         self._cut_upto = self.position
+
+    @property
+    def draft(self) -> Draft | None:
+        return state_of(self.at).draft
 
     @property
     def position(self) -> int:
@@ -75,12 +98,6 @@ class Book:
     @property
     def wanted(self) -> int:
         return self.at.positions.get("wanted", 0)
-
-    def _state(self) -> State:
-        try:
-            return _state.decode(self.at.state) if self.at.state else State()
-        except m.UNDECODABLE:
-            return State()  # of another version: at worst one cut falls elsewhere
 
     # Events
 
@@ -179,6 +196,24 @@ class Book:
             del self._lines[name]
         self._covered.update(done)
         return True
+
+    def noting(self, draft: Draft | None) -> Step:
+        """Keeps a draft of the oldest minutes: moves no position and no cut."""
+        begin = state_of(self.at).begin
+        return Step(positions={}, events=(), state=m.encode(State(begin=begin, draft=draft)))
+
+    def noted(self, at: m.At, draft: Draft | None) -> bool:
+        """The feed's answer to `noting`. False: our place was moved, and what we have read may be gone for good.
+
+        An older draft of the same is ours as well: then the answer to that one was lost.
+        """
+        kept = state_of(at).draft
+        ours = kept.asked == draft.asked if kept and draft else kept is draft and at.n == self.at.n + 1
+        if at.positions == self.at.positions and (ours or at.n == self.at.n):
+            self.at = at
+        else:
+            self.stale = True
+        return not self.stale
 
     def skipped(self, cut: Cut) -> Step:
         """In place of minutes that failed too often: says so, and goes on."""

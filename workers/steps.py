@@ -89,6 +89,14 @@ class Worker(ABC):
         """What keeps it from its work, for people; empty: nothing."""
         return ""
 
+    def least_s(self) -> float:
+        """Seconds with its model until a burst has got on; 0: not known. It is not cut short before."""
+        return 0.0
+
+    def note(self) -> str:
+        """How far the work is that waits, for people; empty: nothing to tell."""
+        return ""
+
     def sockets(self) -> Sequence[Any]:
         """That end the wait for work when they become readable; it drains them in `look`."""
         return ()

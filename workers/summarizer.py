@@ -1,8 +1,8 @@
 """The summarizer: final text of a stream in, minutes out; in bursts, for its model does not fit beside the captions.
 
-`minutes` says what is due, `minutes_text` what is asked and what an answer is worth, `generation` decodes in pieces.
-A burst that fails or has to give the GPU back writes nothing: its minutes stay due. After a kill it goes on where the
-journal stands, for what is due follows from the journal alone.
+`minutes` says what is due, `minutes_text` what is asked and what an answer is worth, `generation` decodes in pieces,
+`drafts` keeps what a burst has written when it has to end. Its minutes stay due, and the next burst goes on from there.
+After a kill it goes on where the journal stands, for what is due follows from the journal alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from common.settings import SummarySettings, UserError
 from workers import minutes_text as words
 from workers._torch import set_up, torchaudio_beside_cpu_torch
 from workers.base import Runner
+from workers.drafts import Burst, settled
 from workers.minutes import KINDS, Book, Cut, Line
+from workers.pace import BLOCK_TOKENS
+from workers.plans import Planner, put_off
 from workers.steps import Step, Worker
 from workers.tenancy import NotCarriedOut
 
@@ -45,6 +48,7 @@ class Summarizer(Worker):
         self._journal = ""
         self._waiting: list[m.Event] = []  # not in order yet
         self._due_s: dict[str, float] = {}  # since when the oldest minutes of a stream are due, monotonic clock
+        self.planner = Planner(self.prompt, self._asked, self.s, self.settings.gpu)
 
     # The model
 
@@ -74,6 +78,7 @@ class Summarizer(Worker):
         self.model = self._load_model(transformers, folder)
         self.config = self.model.config.get_text_config()
         self.context = min(self.s.context_tokens, self.config.max_position_embeddings)
+        self.planner.know(self.room, self.context, self.config.vocab_size)
         self._stop = self._stop_tokens()
         return [self.model]
 
@@ -184,13 +189,20 @@ class Summarizer(Worker):
     def positions(self) -> dict[str, int]:
         return {name: book.position for name, book in list(self.books.items())}
 
+    def least_s(self) -> float:
+        return self.planner.least_s
+
+    def note(self) -> str:
+        return self.planner.note
+
     # Work
 
     def turn(self, runner: Runner) -> bool:
         waiting = sorted(self._due_s, key=lambda name: self._due_s[name])
+        ahead = False
         for book in [self.books[name] for name in waiting if name in self.books]:
             cut = None if book.stale else book.due()
-            if cut is None:
+            if cut is None or not settled(runner, book, self._client.head):
                 continue
             lines = book.lines(cut)
             if not lines:
@@ -204,6 +216,11 @@ class Summarizer(Worker):
             if runner.ready:
                 self._write(runner, book, cut, lines)
                 return True
+            if not ahead:  # (another stream may have something to do that needs no model)
+                ahead = True
+                self.planner.look_ahead(runner, book, lines)
+        if not ahead:
+            self.planner.note = ""  # what waited was purged, or needs no model any more
         return False
 
     def _commit(self, runner: Runner, book: Book, step: Step) -> None:
@@ -215,12 +232,13 @@ class Summarizer(Worker):
             self._due_s[book.stream] = time.monotonic()
 
     def _write(self, runner: Runner, book: Book, cut: Cut, lines: list[Line]) -> None:
-        stream, began = book.stream, time.monotonic()
+        stream = book.stream
         runner.phase = "inferring"
-        prompt, first = self.prompt(lines)
-        answer = self.generation.Answer()
+        plan = self.planner.begin(runner, book, lines, self.log)
+        answer = self.generation.Answer(plan.tokens, plan.loops)
+        burst = Burst(runner, book, plan, answer)
         try:
-            finished = runner.carry(self.pieces(prompt, answer), self.working_bytes())
+            finished = runner.carry(burst.pieces(self.pieces(plan.prompt, answer)), self.working_bytes())
         except NotCarriedOut:
             runner.poison.failed(counts=False)
             raise
@@ -228,27 +246,40 @@ class Summarizer(Worker):
             failures = runner.poison.failed()
             self.log.exception("minutes failed", stream=stream, span=cut.span, failures=failures)
             raise
-        if not finished:
+        burst.tell(self.planner.pace)
+        if not finished and not answer.over(self.s.max_new_tokens):
             runner.poison.failed(counts=False)
-            self.log.info("minutes put off: the GPU had to be given back", stream=stream, tokens=len(answer.tokens))
+            self.log.info(put_off(burst.put_off()), stream=stream, **burst.figures)
             return
-        summary = self.summary(cut, lines, first, answer)
+        if burst.gone or not burst.settle():
+            runner.poison.failed(counts=False)
+            self.log.warning("minutes dropped: their text was purged, or somebody else wrote them", stream=stream)
+            return
+        summary = self.summary(cut, lines, plan.first, answer)
         self.log.info(
             "minutes written",
             stream=stream,
             reason=cut.reason,
-            prompt_tokens=len(prompt),
-            tokens=len(answer.tokens),
+            **burst.figures,
             bullets=len(summary.bullets),
             coverage=summary.coverage,
-            seconds=round(time.monotonic() - began, 2),
         )
         self._commit(runner, book, book.step(cut, summary))
 
-    def prompt(self, lines: Sequence[Line]) -> tuple[list[int], int]:
-        """Tokens of the question, and the index of the first line in it: the newest lines that fit."""
+    def _asked(self, prompt: Sequence[int]) -> bytes:
+        """What an answer depends on: it goes on only under the same."""
+        shapes = (self.key(), self.torch.__version__, sorted(self._stop), BLOCK_TOKENS)
+        return hashlib.sha256(repr((shapes, list(prompt))).encode()).digest()
+
+    @property
+    def room(self) -> int:
+        """Tokens that the transcript has in a prompt."""
+        return int(self.context) - self.s.max_new_tokens - len(self._before) - len(self._after)
+
+    def prompt(self, lines: Sequence[Line], room: int | None = None) -> tuple[list[int], int]:
+        """Tokens of the question, and the index of the first line in it: the newest lines that fit into `room`."""
+        room = self.room if room is None else room
         rows = [self._line_tokens(i, line.text) for i, line in enumerate(lines, 1)]
-        room = self.context - self.s.max_new_tokens - len(self._before) - len(self._after)
         first = words.newest([len(r) for r in rows], room)
         if first:  # what is cited is counted from the first line that is read
             rows = [self._line_tokens(i, line.text) for i, line in enumerate(lines[first:], 1)]
