@@ -109,7 +109,7 @@ def follow(part: Part, system: System, rows: Rows) -> None:
     stream, ended_at = "", inf
     while time.monotonic() < deadline and (look.minutes_wait() or time.monotonic() < ended_at + LAST_MINUTES_S):
         look.turn(operator.swaps)
-        if not operator.is_alive() and look.gpu and resident(look.gpu):  # after the start, calibration and all
+        if not operator.is_alive() and started(system, look.gpu):
             operator.start()
         if frames := wire.receive(heard):
             stream = msgspec.msgpack.decode(frames[-1], type=m.Event).stream
@@ -146,10 +146,10 @@ def follow(part: Part, system: System, rows: Rows) -> None:
     )
 
 
-def resident(state: m.GpuState) -> bool:
-    return any(w.worker == "transcriber" and w.residency == "resident" for w in state.workers) and any(
-        w.worker == "summarizer" for w in state.workers
-    )
+def started(system: System, state: m.GpuState | None) -> bool:
+    """Both are there, and the transcriber knows its size: swaps during its calibration would begin it again."""
+    names = {w.worker for w in state.workers} if state else set()
+    return {"transcriber", "summarizer"} <= names and " calibrated" in system.log("transcriber").replace('"', " ")
 
 
 def place(system: System, producer: str, stream: str) -> m.At | None:
@@ -189,7 +189,7 @@ def main() -> int:
     file = Path(args.rows or f"soak-{time.strftime('%Y%m%dT%H%M%S')}.jsonl")
     print(f"everything seen: {file}", file=sys.stderr, flush=True)
     signal.signal(signal.SIGTERM, interrupt)
-    with file.open("w") as out, tempfile.TemporaryDirectory(prefix="sw-") as name:
+    with file.open("w") as out, tempfile.TemporaryDirectory(prefix="sw-", ignore_cleanup_errors=True) as name:
         rows = Rows(out)
         rows.put("machine", cpus=os.cpu_count(), load=os.getloadavg()[0])
         try:

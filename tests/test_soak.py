@@ -97,7 +97,7 @@ def test_a_journal_is_as_large_as_its_events_need(tmp_path: Path) -> None:
     while page := reader.page(m.Replay(after=len(events))).events:
         events += page
     places = [("transcriber", stream, journal.at("transcriber", stream))]
-    del reader  # the last one to close makes it one file
+    reader.close()
     journal.close()
     size = journal.path.stat().st_size
     assert 0.95 <= size / journal_bytes(events, places) <= 1.05
