@@ -42,6 +42,7 @@ from tests import speech  # noqa: E402
 from tests.conftest import Processes  # noqa: E402
 from tests.swaps import Watch, log_rows  # noqa: E402
 from tests.system import System, assert_whole, body, file_source  # noqa: E402
+from workers._torch import set_up  # noqa: E402
 from workers.vad import FRAME, Rules, Vad  # noqa: E402
 
 RATE = m.SAMPLE_RATE
@@ -87,11 +88,8 @@ class Tape:
 
 def voiced(audio: speech.Samples) -> Any:
     """(frames,) bool: voice by the VAD, over the whole recording."""
-    import torch
-
-    torch.set_num_threads(1)
     settings = Settings()
-    vad = Vad(torch, models.available(settings, "silero_vad"))
+    vad = Vad(set_up(1, settings.cache), models.available(settings, "silero_vad"))
     below = Rules.of(settings.transcriber).ends_below
     state, out = vad.start(), []
     for i in range(0, len(audio) - FRAME + 1, FRAME):

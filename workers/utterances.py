@@ -55,7 +55,7 @@ class Utterances(Session):
         self._segmenter = Segmenter(self._rules)
         self._cut: Cut | None = None
         self._final = 0  # a hole or the end of the stream stands at this sample; 0: not in sight
-        self._voice_end = self.position  # first sample after the last frame of speech
+        self._voice_end = self.listened = self.position  # first sample after the last frame of speech
 
     @property
     def _heard(self) -> int:
@@ -69,7 +69,10 @@ class Utterances(Session):
 
     @property
     def silence_s(self) -> float:
-        return 0.0 if self._cut else backlog.seconds(self._heard - self._voice_end)
+        cut = self._cut  # another thread asks
+        if self._segmenter.speaking or (cut and cut.end > cut.start):
+            return 0.0
+        return max(0.0, backlog.seconds(self.listened - self._voice_end))
 
     def scan(self) -> Step | Work | None:
         budget = SCAN_SAMPLES
@@ -101,6 +104,7 @@ class Utterances(Session):
         self._states.append(state)
         if p >= self._rules.ends_below:
             self._voice_end = self.position + (k + 1) * FRAME
+        self.listened = self.position + (k + 1) * FRAME
         self._cut = self._segmenter.push(p)
 
     def _finish(self) -> Step | Work:
