@@ -44,7 +44,7 @@ from tests.system import RECORDING, System, assert_whole, file_source, quiet  # 
 
 CARD_MIB = 700
 NEVER_S = 1e7
-AFTER_S = 180.0  # most that the end of the stream may take in the journal
+AFTER_S = 300.0  # most that the end of the stream may take in the journal
 LAST_MINUTES_S = 5.0  # after which those of the end of the stream are wanted, if there are any
 
 

@@ -1,9 +1,9 @@
 """What a soak run comes to: rows of `soak.py` in, a table of figures and bounds out. Pure but for the printing.
 
-Memory: RSS of each process, looked at each second. Looks are put together by fives of swaps, the median of each five
-counts, and the slope through these medians is Theil's (the median of the slopes of all pairs: a look in the middle of
-a step or with the weights on the "card" moves it little). Left out: the first 50 swaps, in a shorter run the first
-quarter. Lag: by the beat, each second, while audio comes; quarters of that time. Journal: `journal_size.py` says what
+Memory: RSS of each process, looked at twice a second. Weights that are on the simulated card count in it, and so does
+a step's working memory: looks are put together by tens of swaps, and what counts of each ten is the least, which is
+what stays. The slope through these is Theil's (the median of the slopes of all pairs). Left out: the first 50 swaps, in
+a shorter run the first quarter. Lag: by the beat, each second, while audio comes; quarters of that time. Journal: `journal_size.py` says what
 its events need; backlog: two bytes a sample.
 """
 
@@ -20,7 +20,7 @@ from figures import Figure, show
 
 MIB = 2**20
 WARM_SWAPS = 50
-TOGETHER = 5  # swaps of one point of the slope
+TOGETHER = 10  # swaps of one point of the slope; fewer in a short run
 SLOPE_MIB, LAG_RATIO, SIZE_OFF = 1.0, 1.2, 0.05
 
 Row = dict[str, Any]
@@ -110,25 +110,26 @@ def within(name: str, ratio: float, table: Table) -> None:
 def memory(part: str, rows: list[Row], sizes: list[Row], table: Table) -> None:
     most = max((r["swaps"] for r in rows), default=0)
     warm = min(WARM_SWAPS, most // 4)
+    together = max(1, min(TOGETHER, (most - warm) // 6))
     for name in sorted({n for r in rows for n in r["rss"]}):
         looks = [(r["swaps"], r["rss"][name] / MIB) for r in rows if r["rss"].get(name) and r["swaps"] >= warm]
-        points = grouped(looks, warm)
+        points = grouped(looks, warm, together)
         label = f"{part}: {name}, RSS a 100 swaps after the first {warm} (<= {SLOPE_MIB:g})"
         table.bound(label, 100 * slope(points), "MiB", SLOPE_MIB)
         if points:
-            quarter = max(1, len(points) // 4)
-            first, last = (median([y for _, y in some]) for some in (points[:quarter], points[-quarter:]))
-            table.add(f"{part}: {name}, RSS in the last quarter beside the first of these", last, "MiB", first)
+            table.add(f"{part}: {name}, least RSS, last beside first", points[-1][1], "MiB", points[0][1])
+            table.add(f"{part}: {name}, RSS, most", max(mib for _, mib in looks), "MiB")
         pss = [r["pss"][name] / MIB for r in sizes if r["pss"].get(name)]
         table.add(f"{part}: {name}, PSS, median", median(pss), "MiB")
 
 
-def grouped(looks: list[tuple[int, float]], warm: int) -> list[tuple[float, float]]:
-    """(swap, MiB): the median of each five swaps."""
+def grouped(looks: list[tuple[int, float]], warm: int, together: int) -> list[tuple[float, float]]:
+    """(swap, MiB): the least of every so many swaps; a last group that is not whole is left out."""
     groups: dict[int, list[float]] = {}
     for swaps, mib in looks:
-        groups.setdefault((swaps - warm) // TOGETHER, []).append(mib)
-    return [(warm + TOGETHER * (g + 0.5), median(found)) for g, found in sorted(groups.items())]
+        groups.setdefault((swaps - warm) // together, []).append(mib)
+    whole = sorted(groups.items())[:-1]
+    return [(warm + together * (g + 0.5), min(found)) for g, found in whole]
 
 
 def slope(points: list[tuple[float, float]]) -> float:

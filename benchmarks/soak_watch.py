@@ -20,7 +20,7 @@ from common.process import holder
 from common.settings import Settings, UserError
 from tests.system import System
 
-MEMORY_EVERY_S, SIZES_EVERY_S = 1.0, 10.0
+MEMORY_EVERY_S, SIZES_EVERY_S = 0.5, 10.0
 
 
 class Rows:
