@@ -3,8 +3,8 @@
 Memory: RSS of each process, looked at twice a second. Weights that are on the simulated card count in it, and so does
 a step's working memory: looks are put together by tens of swaps, and what counts of each ten is the least, which is
 what stays. The slope through these is Theil's (the median of the slopes of all pairs). Left out: the first 50 swaps, in
-a shorter run the first quarter. Lag: by the beat, each second, while audio comes; quarters of that time. Journal: `journal_size.py` says what
-its events need; backlog: two bytes a sample.
+a shorter run the first quarter. Lag: by the beat, each second, while audio comes; quarters of that time. Journal:
+`journal_size.py` says what its events need; backlog: two bytes a sample.
 """
 
 from __future__ import annotations
