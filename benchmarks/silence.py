@@ -1,6 +1,6 @@
 """Bursts begin in pauses: how often, and what captions gain by it beside a fixed timer.
 
-`python benchmarks/silence.py [--minutes 10.5] [--cases pauses,timer] [--rows FILE] [--json]`. A telephone call of two
+`python benchmarks/silence.py [--minutes 11.5] [--cases pauses,timer] [--rows FILE] [--json]`. A telephone call of two
 and twelve excerpts of meetings (AMI), strung together with their own pauses, at real-time pace. Real processes, Whisper
 tiny.en and SmolLM2-135M, on a simulated card that holds one of them. Settings are the defaults but for the card's size,
 `summary.interval_s` 20 (so that there are enough bursts) and `summary.max_new_tokens` 32 (a burst of seconds, as on a
@@ -10,7 +10,8 @@ A burst begins when the arbiter revokes the transcriber's lease (its log, wall c
 told by the audio alone: the anchors of the backlog say which sample was heard at that time, and it is silence when the
 VAD, over the whole recording and apart from any run, hears no voice in the `gpu.silence_s` before that sample. Beside
 it, the turns of the reference. A start that had waited `gpu.patience_s` is a miss even in a pause. Caption delay: from
-the end of the last word of a segment, when it was to be heard, to its Transcript in the hands of a subscriber.
+the end of the last word of a segment, when it was to be heard, to its Transcript in the hands of a subscriber. The first
+minute is not counted: the models are loaded and calibrated in it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from workers._torch import set_up  # noqa: E402
 from workers.vad import FRAME, Rules, Vad  # noqa: E402
 
 RATE = m.SAMPLE_RATE
+START_S = 60.0  # models are loaded and calibrated while the recording plays already: its first minute does not count
 CARD_MIB = 700
 SHARE = 0.8
 DEFAULTS = GpuSettings()
@@ -135,8 +137,12 @@ class Start(NamedTuple):
 
 class Played(NamedTuple):
     starts: list[Start]
-    delays: list[float]
+    captions: list[tuple[float, float]]  # end of its last word in the recording, how late it came; seconds
     minutes: int
+
+    @property
+    def delays(self) -> list[float]:
+        return [late for _, late in self.captions]
 
 
 def play(name: str, tape: Tape, folder: Path) -> Played:
@@ -160,9 +166,13 @@ def play(name: str, tape: Tape, folder: Path) -> Played:
         assert_whole(events, stream)  # nothing may be lost
         at = clock(system.settings.streams / stream)
         starts = [start(t, at, tape, watch, settings.gpu) for t in decisions(system) if t < ended]
-        delays = [got - at.wall(end_of(t)) for got, t in heard.transcripts]
+        captions = [(end_of(t) / RATE, got - at.wall(end_of(t))) for got, t in heard.transcripts]
         system.stop()
-        return Played(starts, delays, sum(e.kind == "summary" for e in events))
+        return Played(
+            [s for s in starts if s.sample > START_S * RATE],
+            [c for c in captions if c[0] > START_S],
+            sum(e.kind == "summary" for e in events),
+        )
     finally:
         processes.close()
 
@@ -239,7 +249,7 @@ def percentile(values: list[float], p: float) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10.5)
+    parser.add_argument("--minutes", type=float, default=11.5, help="of which the first is not counted")
     parser.add_argument("--cases", default="pauses,timer")
     parser.add_argument("--rows", default="", metavar="FILE", help="each burst and each delay, as JSON")
     parser.add_argument("--json", action="store_true")
@@ -247,13 +257,15 @@ def main() -> int:
     missed: list[str] = []
     figures: list[Figure] = []
     played: dict[str, Played] = {}
-    with tempfile.TemporaryDirectory(prefix="sw-") as folder:
+    with tempfile.TemporaryDirectory(prefix="sw-", ignore_cleanup_errors=True) as folder:
         tape = Tape(Path(folder, "talks.wav"), args.minutes * 60)
         for name in args.cases.split(","):
             played[name] = p = play(name, tape, Path(folder, name))
             figures += figures_of(name, p)
             if args.rows:
-                rows = {n: {"starts": [s._asdict() for s in x.starts], "delays": x.delays} for n, x in played.items()}
+                rows = {
+                    n: {"starts": [s._asdict() for s in x.starts], "captions": x.captions} for n, x in played.items()
+                }
                 Path(args.rows).write_text(json.dumps(rows))
     if "pauses" in played:
         p = played["pauses"]
