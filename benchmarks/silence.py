@@ -10,8 +10,8 @@ A burst begins when the arbiter revokes the transcriber's lease (its log, wall c
 told by the audio alone: the anchors of the backlog say which sample was heard at that time, and it is silence when the
 VAD, over the whole recording and apart from any run, hears no voice in the `gpu.silence_s` before that sample. Beside
 it, the turns of the reference. A start that had waited `gpu.patience_s` is a miss even in a pause. Caption delay: from
-the end of the last word of a segment, when it was to be heard, to its Transcript in the hands of a subscriber. The first
-minute is not counted: the models are loaded and calibrated in it.
+the end of the last word of a segment, when it was to be heard, to its Transcript in the hands of a subscriber.
+The first minute is not counted: the models are loaded and calibrated in it.
 """
 
 from __future__ import annotations
