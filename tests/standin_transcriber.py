@@ -22,7 +22,7 @@ from common.launch import Launcher
 from common.process import Process, arguments, main
 from common.settings import load
 from workers.base import Runner
-from workers.hearing import Work
+from workers.session import Work
 from workers.steps import Step
 from workers.transcriber import Pieces, Transcriber
 

@@ -24,7 +24,7 @@ from tests.conftest import Processes, wait_for
 from tests.speech import RATE, samples, word_errors
 from tests.system import RECORDING, Following, assert_whole, body, quiet, recording_text, text, weights
 from tests.test_echo import Ear, whole
-from workers.hearing import Work
+from workers.session import Work
 from workers.steps import Step
 
 pytestmark = [pytest.mark.speech, pytest.mark.timeout(600)]

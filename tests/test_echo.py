@@ -21,7 +21,7 @@ from common.settings import Settings
 from tests import sounds, speech
 from tests.speech import RATE, Samples
 from tests.system import quiet
-from workers.hearing import Work
+from workers.session import Work
 from workers.steps import Step
 from workers.transcriber import Transcriber
 from workers.utterances import unpack

@@ -78,6 +78,7 @@ class ReplayThread(threading.Thread):
                 frames = wire.receive(socket)
                 if frames:
                     wire.send(socket, [*frames[:-1], m.encode(self._answer(reader, frames[-1]))])
+        reader.close()
 
     def _answer(self, reader: Reader, payload: bytes) -> m.Page | m.Hash | m.Refused:
         try:

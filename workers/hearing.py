@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 UNREADABLE_S = 10.0  # after which audio that could not be read is tried again
 NOBODY_S = 3600.0  # silence where there is no live stream
+UNHEARD_S = 0.5  # of audio that nobody has listened to yet, and silence is not known any more
 BATCH_EVERY_S = 30.0  # a batch stream gets one step at least this often, however busy the live ones are
 
 
@@ -57,6 +58,7 @@ class Hearing(Worker):
         self._connected: set[str] = set()
         self._batch_at = 0.0
         self._held_up = False  # an utterance waits for the model
+        self._quiet = False  # it is silent for long enough, as it was last told
 
     @abstractmethod
     def open(self, folder: Path, meta: backlog.Meta, at: m.At) -> Session: ...
@@ -113,8 +115,24 @@ class Hearing(Worker):
         return max((lag for name, lag in self.lags().items() if lanes.get(name) == "live"), default=0.0)
 
     def silence_s(self) -> float:
-        live = [s.silence_s for s in list(self.sessions.values()) if s.meta.lane == "live" and not s.meta.ended]
+        live = [self._silence_s(s) for s in list(self.sessions.values()) if s.meta.lane == "live" and not s.meta.ended]
         return min(live, default=NOBODY_S)
+
+    def _silence_s(self, session: Session) -> float:
+        """Not known, so 0, when audio came while the model worked: somebody may speak in it."""
+        most_s = max(UNHEARD_S, 2 * self.settings.capture.sync_interval_ms / 1000)
+        try:
+            unheard_s = backlog.seconds(backlog.head(session.folder) - session.listened)
+        except OSError:
+            return 0.0
+        return session.silence_s if unheard_s <= most_s else 0.0
+
+    def _tell_silence(self, runner: Runner) -> None:
+        """At once when a pause is long enough for a burst, and when it is over: the next Status may be late by 1 s."""
+        quiet = self.silence_s() >= self.settings.gpu.silence_s
+        if quiet != self._quiet:
+            self._quiet = quiet
+            runner.control.changed()
 
     def positions(self) -> dict[str, int]:
         return {n: s.position for n, s in list(self.sessions.items())}
@@ -203,6 +221,7 @@ class Hearing(Worker):
                 self._rest(session, e)
                 continue
             self._unreadable.pop(session.meta.stream, None)
+            self._tell_silence(runner)
             if found is None:
                 if self._close_if_done(runner, session):
                     return True

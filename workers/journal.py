@@ -283,6 +283,10 @@ class Reader:
         self._db = connect(path, read_only=True)
         self.journal = journal
 
+    def close(self) -> None:
+        """The last connection that closes puts the WAL into the file; one that is only forgotten keeps it beside."""
+        self._db.close()
+
     def page(self, ask: Replay) -> Page:
         """Events after `ask.after`, bounded in count, bytes and rows looked at."""
         self._db.execute("BEGIN")

@@ -33,6 +33,7 @@ class Session(ABC):
         self.folder, self.meta, self.at = folder, meta, at
         self.served_s = 0.0  # monotonic clock of its last step
         self.position = at.positions.get("audio", 0)
+        self.listened = self.position  # first sample that no voice was looked for in yet
 
     @property
     @abstractmethod
@@ -47,7 +48,7 @@ class Session(ABC):
     @property
     @abstractmethod
     def silence_s(self) -> float:
-        """For how long nobody has spoken, as far as it is scanned; 0 while an utterance waits for the model."""
+        """For how long nobody had spoken at `listened`; 0 while an utterance is under way or waits for the model."""
 
     @abstractmethod
     def scan(self) -> Step | Work | None:

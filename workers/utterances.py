@@ -68,7 +68,7 @@ class Utterances(Session):
         self._states = [np.frombuffer(saved, np.float32) if saved else self._vad.start()]  # before frame 0, 1, 2, ...
         self._segmenter = Segmenter(self._rules)
         self._final = 0  # a hole or the end of the stream stands at this sample; 0: not in sight
-        self._voice_end = self.position  # first sample after the last frame of speech
+        self._voice_end = self.listened = self.position  # first sample after the last frame of speech
 
     @property
     def heard(self) -> int:
@@ -83,9 +83,9 @@ class Utterances(Session):
     @property
     def silence_s(self) -> float:
         # An utterance that is not over is no silence yet, however long its pause: it would be decoded whole afterwards.
-        if self._found or self._segmenter.speaking:
+        if self._segmenter.speaking or any(f.end > f.start for f in self._found):  # another thread asks
             return 0.0
-        return backlog.seconds(self.heard - self._voice_end)
+        return max(0.0, backlog.seconds(self.listened - self._voice_end))
 
     def scan(self) -> Step | Work | None:
         if not self._found and (hole := self._find(SCAN_SAMPLES)):
@@ -145,6 +145,7 @@ class Utterances(Session):
         self._states.append(state)
         if p >= self._rules.ends_below:
             self._voice_end = self._front + (k + 1) * FRAME
+        self.listened = self._front + (k + 1) * FRAME
         self._take(self._segmenter.push(p))
 
     def _finish(self) -> None:
