@@ -206,11 +206,15 @@ class StandInRunner:
 
     def __init__(self, run: Path) -> None:
         self.run, self.phase, self.ready = run, "", True
+        self.control = self
         self.at, self.events = AT, list[Any]()
         self.poison = Poison(run, "transcriber")
         self.before: Callable[[], None] = lambda: None  # an append
         self.after: Callable[[], None] = lambda: None
         self.piece: Callable[[], bool] = lambda: True  # False: revoked there
+
+    def changed(self) -> None:
+        """A Status would go out now."""
 
     def restarted(self) -> None:
         self.poison = Poison(self.run, "transcriber")
