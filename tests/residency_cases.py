@@ -244,6 +244,10 @@ def test_a_view_that_somebody_holds_never_dangles(device: Device) -> None:
     assert torch.equal(view, values) and device.held_bytes >= big.weight.nbytes  # still counted, still there
     with pytest.raises(NoLease):
         big(values)
+    residency.reload()
+    with pytest.raises(StillHeld):  # it does not count as ours the second time
+        residency.offload()
+    assert torch.equal(view, values)
     del view
     residency.reload()
     residency.offload()
@@ -276,6 +280,29 @@ def test_a_tensor_that_somebody_has_loses_its_elements(device: Device) -> None:
     bias = model[2].bias
     assert torch.equal(bias.grad, 2 * bias)
     bias.grad = None
+    residency.close()
+
+
+@pytest.mark.pure
+def test_a_weak_reference_beside_those_of_a_recurrent_module_is_seen(device: Device) -> None:
+    """Python gives both the same object."""
+    lstm = nn.LSTM(8, 8)
+    residency = packed(device, lstm)
+    residency.reload()
+    residency.offload()
+    assert not residency._views._taken and not residency._views._go
+    residency.reload()
+    weak = weakref.ref(lstm.weight_ih_l0)
+    view = lstm.weight_hh_l0[0]
+    with pytest.raises(StillHeld):
+        residency.offload()
+    assert weak().numel() == 0 and view.numel() == 8
+    del view
+    residency.reload()
+    assert weak() is lstm.weight_ih_l0 and weak().numel() == 256
+    del weak
+    residency.offload()
+    assert not residency._views._taken and device.held_bytes == 0
     residency.close()
 
 

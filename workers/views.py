@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.dlpack import from_dlpack
 
 from workers.slots import Found, Slot, find, share_counters
@@ -25,7 +26,8 @@ _address: Callable[[torch.Tensor], int] = torch.Tensor.data_ptr
 _uses: Callable[[int], int] = torch._C._storage_Use_Count
 _trains: Callable[[dict[str, bool]], bool] = operator.itemgetter("training")
 # References to a tensor that are ours, beside one for each place: its slot's, `_lives`, `_stay`, the call that counts.
-_OURS = next(map(sys.getrefcount, [object()])) + 2
+_LISTED = next(map(sys.getrefcount, [object()]))
+_OURS = _LISTED + 2
 
 
 SHARING_BYTES = 16 * 2**20  # a counter is shared by tensors of so many bytes, which are copied back if it moves
@@ -42,12 +44,13 @@ class Changes(NamedTuple):
 class Views:
     """All slots of a list of modules. Detached when made."""
 
-    def __init__(self, modules: Sequence[torch.nn.Module], found: Found) -> None:
+    def __init__(self, modules: Sequence[nn.Module], found: Found) -> None:
         self._modules = modules
         self._begins = -1  # address of the block that the next two are of
         self._versions: list[int] = []
         self._addresses: list[int] = []
         self._storages: list[tuple[int, int]] = []  # each storage, and how many of its uses are ours while away
+        self._bare = -1, 0  # the block's storage, and how many used it when it was new
         self._flats_begin = -1
         with torch.no_grad(), torch.inference_mode(False):
             share_counters([*_buckets(found.slots)], found.slots)
@@ -64,8 +67,18 @@ class Views:
         self._own = [s for s in found.slots if s.own is not None]
         self._at: torch.Tensor | None = None  # views are made by the next `attach`; old ones count as ours until then
         self._away = False
+        self._nothing_stays()
+        lists = [m._flat_weight_refs for root in self._modules for m in root.modules() if isinstance(m, nn.RNNBase)]
+        counts = Counter(id(ref) for refs in lists for ref in refs)
+        self._weak_refs = [*{id(ref): ref for refs in lists for ref in refs if ref is not None}.values()]
+        self._weak_refs_ours = [_LISTED + counts[id(ref)] for ref in self._weak_refs]
+
+    def _nothing_stays(self) -> None:
         self._stay: list[torch.Tensor] = []  # tensors that stay views of the block while it is away,
         self._ours: list[int] = []  # how many references to each are ours,
+        self._weak: list[int] = []  # how many weak ones recurrent modules have,
+        self._on: list[int] = []  # which storage each is of,
+        self._staying = [0] * len(self._storages)  # how many are of each,
         self._taken: dict[int, torch.Tensor] = {}  # and which of them somebody else had at the last `detach`
         self._go = self._lives  # all others
 
@@ -77,8 +90,6 @@ class Views:
             with torch.no_grad(), torch.inference_mode(False):
                 self._look_at(block)
         else:
-            for live, view in self._flat_pairs:
-                live.data = view
             for i, live in self._taken.items():
                 live.data = self._pairs[i]
         self._taken.clear()
@@ -115,9 +126,11 @@ class Views:
         for live in self._go:
             live.data = self._empty[live.dtype]
         counts = [*map(sys.getrefcount, self._stay)]
-        if counts != self._ours or any(map(weakref.getweakrefcount, self._stay)):
+        weak = [*map(weakref.getweakrefcount, self._stay)]
+        weak_refs = [*map(sys.getrefcount, self._weak_refs)]  # the same object for all who ask for one
+        if counts != self._ours or weak != self._weak or weak_refs != self._weak_refs_ours:
             for i, live in enumerate(self._stay):
-                if counts[i] != self._ours[i] or weakref.getweakrefcount(live):
+                if counts[i] != self._ours[i] or weak[i]:
                     self._taken[i] = live
                     live.data = self._empty[live.dtype]
         for module in self._found.cached:
@@ -126,17 +139,24 @@ class Views:
 
     def others(self) -> bool:
         """After `detach`: does anybody else still view the block?"""
-        staying = len(self._stay) - len(self._taken)
-        return any(_uses(storage) > ours + staying * (not i) for i, (storage, ours) in enumerate(self._storages))
+        taken = Counter(self._on[i] for i in self._taken)
+        return any(
+            _uses(storage) > ours + self._staying[i] - taken[i] for i, (storage, ours) in enumerate(self._storages)
+        )
 
     def _look_at(self, block: torch.Tensor) -> None:
-        self._at, self._begins, self._stay, self._go = None, -1, [], self._lives
-        self._taken.clear()
+        self._at, self._begins = None, -1
+        self._nothing_stays()
         self._pairs: list[torch.Tensor] = []  # of each in `_stay`, what it becomes when it comes back
-        self._flat_pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         bases: dict[torch.dtype, torch.Tensor] = {}
         flats: dict[int, torch.Tensor] = {}
-        stay = []
+        stay, on = [], []
+        for live in self._lives:
+            live.data = self._empty[live.dtype]
+        storage = block.untyped_storage()._cdata
+        if self._bare[0] != storage:
+            self._bare = storage, _uses(storage)
+        strangers = _uses(storage) - self._bare[1]  # of a block that could not be given back
         for slot in self.slots:
             if slot.own is not None:
                 continue
@@ -144,25 +164,27 @@ class Views:
                 if slot.flat_at not in flats:
                     flats[slot.flat_at] = from_dlpack(block[slot.flat_at : slot.flat_end])
                 view = slot.view(flats[slot.flat_at], slot.flat_at)
-                self._flat_pairs.append((slot.live, view))
+                on.append(1 + [*flats].index(slot.flat_at))
             else:
                 size = slot.dtype.itemsize
                 if slot.dtype not in bases:
                     bases[slot.dtype] = block[: len(block) // size * size].view(slot.dtype)
                 view = bases[slot.dtype].as_strided(slot.size, slot.stride, slot.offset // size)
-                stay.append(slot.live)
-                self._pairs.append(view)
+                on.append(0)
+            stay.append(slot.live)
+            self._pairs.append(view)
         del bases
-        storages = [t.untyped_storage()._cdata for t in (block, *flats.values())]
+        storages = [t.untyped_storage()._cdata for t in flats.values()]
         flats.clear()
-        for live in self._lives:
-            live.data = self._empty[live.dtype]
-        self._storages = [(storage, _uses(storage)) for storage in storages]
-        for live, view in [*self._flat_pairs, *zip(stay, self._pairs, strict=True)]:
+        self._storages = [(storage, _uses(storage) - strangers), *((flat, _uses(flat)) for flat in storages)]
+        for live, view in zip(stay, self._pairs, strict=True):
             live.data = view
         places = Counter(id(live) for _, _, live, _ in self._swaps)
+        weak = Counter(id(ref()) for ref in self._weak_refs)
         self._ours = [_OURS + places[id(live)] for live in stay]
-        self._stay, staying = stay, {*map(id, stay)}
+        self._weak = [weak[id(live)] for live in stay]
+        self._stay, self._on, staying = stay, on, {*map(id, stay)}
+        self._staying = [on.count(i) for i in range(len(self._storages))]
         self._go = [live for live in self._lives if id(live) not in staying]
         self._at, self._flats_begin = block, block.data_ptr()
 
@@ -230,7 +252,7 @@ def _buckets(slots: Sequence[Slot]) -> Iterator[list[Slot]]:
     """Neighbours of a kind: what one training step writes while another part of it still reads stays apart."""
     kinds: dict[tuple[bool, torch.dtype], list[Slot]] = {}
     for slot in slots:
-        kinds.setdefault((isinstance(slot.live, torch.nn.Parameter), slot.dtype), []).append(slot)
+        kinds.setdefault((isinstance(slot.live, nn.Parameter), slot.dtype), []).append(slot)
     for kind in kinds.values():
         bucket: list[Slot] = []
         size = 0
