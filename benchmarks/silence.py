@@ -48,6 +48,7 @@ from workers.vad import FRAME, Rules, Vad  # noqa: E402
 
 RATE = m.SAMPLE_RATE
 START_S = 60.0  # models are loaded and calibrated while the recording plays already: its first minute does not count
+WAITED_WITHIN_S = 0.5  # how well it is known how long a burst waited
 CARD_MIB = 700
 SHARE = 0.8
 DEFAULTS = GpuSettings()
@@ -217,7 +218,7 @@ def start(at: float, clock: Clock, tape: Tape, watch: Watch, gpu: GpuSettings) -
     waits = [w.waits_s for s in before[-1:] for w in s.workers if w.worker == "summarizer"]
     heard_at = next((t for t, s in reversed(watch.states) if t < at), at)
     waited = waits[0] + at - heard_at if waits else 0.0
-    late = waited >= gpu.patience_s > 0
+    late = waited >= gpu.patience_s - WAITED_WITHIN_S > 0
     return Start(sample, tape.silence_s(sample), tape.silence_by_reference_s(sample), waited, late)
 
 
