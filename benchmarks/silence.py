@@ -4,7 +4,8 @@
 and twelve excerpts of meetings (AMI), strung together with their own pauses, at real-time pace. Real processes, Whisper
 tiny.en and SmolLM2-135M, on a simulated card that holds one of them. Settings are the defaults but for the card's size,
 `summary.interval_s` 20 (so that there are enough bursts) and `summary.max_new_tokens` 32 (a burst of seconds, as on a
-GPU). `timer`: the same, but a burst begins as soon as it is due, whoever speaks and however late captions are.
+GPU). `timer`: the same, but a burst begins as soon as it is due, whoever speaks and however late captions are, and the
+interval is such that there are as many of them as in the case before it.
 
 A burst begins when the arbiter revokes the transcriber's lease (its log, wall clock). What was to be heard then is
 told by the audio alone: the anchors of the backlog say which sample was heard at that time, and it is silence when the
@@ -48,8 +49,10 @@ from workers.vad import FRAME, Rules, Vad  # noqa: E402
 
 RATE = m.SAMPLE_RATE
 START_S = 60.0  # models are loaded and calibrated while the recording plays already: its first minute does not count
+WAITED_WITHIN_S = 0.5  # how well it is known how long a burst waited
 CARD_MIB = 700
 SHARE = 0.8
+INTERVAL_S = 20.0
 DEFAULTS = GpuSettings()
 MARGIN_MIB = DEFAULTS.margin_mib
 CARD = GpuSettings(device="simulated", simulated_mib=CARD_MIB + MARGIN_MIB)
@@ -145,11 +148,10 @@ class Played(NamedTuple):
         return [late for _, late in self.captions]
 
 
-def play(name: str, tape: Tape, folder: Path) -> Played:
+def play(name: str, tape: Tape, folder: Path, interval_s: float) -> Played:
     folder.mkdir()
-    settings = Settings(
-        data_dir=str(folder / "data"), gpu=CASES[name], summary=SummarySettings(interval_s=20.0, max_new_tokens=32)
-    )
+    summary = SummarySettings(interval_s=interval_s, max_new_tokens=32)
+    settings = Settings(data_dir=str(folder / "data"), gpu=CASES[name], summary=summary)
     processes = Processes(folder, settings)
     try:
         system = System(processes, settings, file_source(tape.path, "realtime"), summaries=True)
@@ -217,7 +219,7 @@ def start(at: float, clock: Clock, tape: Tape, watch: Watch, gpu: GpuSettings) -
     waits = [w.waits_s for s in before[-1:] for w in s.workers if w.worker == "summarizer"]
     heard_at = next((t for t, s in reversed(watch.states) if t < at), at)
     waited = waits[0] + at - heard_at if waits else 0.0
-    late = waited >= gpu.patience_s > 0
+    late = waited >= gpu.patience_s - WAITED_WITHIN_S > 0
     return Start(sample, tape.silence_s(sample), tape.silence_by_reference_s(sample), waited, late)
 
 
@@ -257,10 +259,12 @@ def main() -> int:
     missed: list[str] = []
     figures: list[Figure] = []
     played: dict[str, Played] = {}
+    interval_s = INTERVAL_S
     with tempfile.TemporaryDirectory(prefix="sw-", ignore_cleanup_errors=True) as folder:
         tape = Tape(Path(folder, "talks.wav"), args.minutes * 60)
         for name in args.cases.split(","):
-            played[name] = p = play(name, tape, Path(folder, name))
+            played[name] = p = play(name, tape, Path(folder, name), interval_s)
+            interval_s = (tape.seconds - START_S) / max(1, len(p.starts))  # of a timer with as many bursts
             figures += figures_of(name, p)
             if args.rows:
                 rows = {

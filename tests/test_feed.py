@@ -123,6 +123,17 @@ def test_a_plain_req_socket_is_served(asker: wire.Requester, settings: Settings)
     req.close()
 
 
+def test_after_a_graceful_stop_the_journal_is_one_file(
+    feed: Started, asker: wire.Requester, settings: Settings
+) -> None:
+    """Who copies it has everything. (Somebody had asked for a replay: that is a connection of its own.)"""
+    events = (m.raw(m.Silence(span=(0, 1))),)
+    assert isinstance(asker.request(m.Append(producer="t", stream="s", expect_n=0, events=events), 5), m.At)
+    assert len(list(replay(settings))) == 1
+    assert feed.stop() == 0
+    assert [p.name for p in (settings.data / "journal").iterdir()] == ["journal.sqlite"]
+
+
 def test_a_second_feed_is_refused_in_one_line(processes: Processes, feed: Started, asker: wire.Requester) -> None:
     second = processes.start("workers.feed")
     assert second.wait() == 3
