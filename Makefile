@@ -12,6 +12,8 @@ SHELL := bash
 PYTHON ?= # the interpreter to make .venv with; empty: the first of python3 python3.12 python3.13 python3.11 that will do
 ARGS ?=   # more arguments for the program behind a target: make test ARGS="-k journal"
 W ?=      # a process of the table: make restart W=transcriber
+N ?= 200  # how many faults, and for which seeds (empty: one is drawn): make faults N=200 SEED="1 2 3"
+SEED ?=
 
 BIN := .venv/bin
 DONE := .venv/.set-up
@@ -99,6 +101,10 @@ run-all: $(DONE)/packages $(DONE)/mic $(DONE)/gpu model-files ## set up what is 
 .PHONY: test
 test: $(DONE)/packages $(DONE)/test-packages $(DONE)/mic model-files test-data ## set up what is missing and run all tests
 	@exec $(BIN)/python -m pytest $(ARGS)
+
+.PHONY: faults
+faults: $(DONE)/packages $(DONE)/test-packages model-files ## inflict N faults on a live stream for each SEED, check everything, write docs/faults.md
+	@exec $(BIN)/python -m tests.faults.scorecard --faults $(N) --keep data/faults --seed $(SEED) $(ARGS)
 
 .PHONY: demo
 demo: $(DONE)/packages model-files ## play the bundled recording through everything; ends by itself

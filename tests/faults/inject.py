@@ -20,7 +20,7 @@ import psutil
 
 from common import backlog
 from common.backlog import replace_file
-from common.process import holder, start_time
+from common.process import holder, start_time, wait_gone
 from tests.faults.schedule import WORKERS, Fault
 from tests.faults.system import FaultSystem
 from tests.faults.troubled import TROUBLE, Trouble
@@ -169,15 +169,14 @@ class Injector:
         self.system.start()
         return detail, True
 
-    def _gone(self, pid: int) -> bool:
-        born = start_time(pid)
-        return self._until(lambda: start_time(pid) != born or not self._running(pid), 30.0)
+    @staticmethod
+    def _gone(pid: int) -> bool:
+        """With all its threads: the first one may be dead while another still writes."""
+        return wait_gone(pid, 30.0)
 
     @staticmethod
     def _running(pid: int) -> bool:
-        with contextlib.suppress(psutil.Error):
-            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-        return False
+        return not wait_gone(pid, 0.0)
 
     def _stop(self, f: Fault) -> tuple[str, bool]:
         pid = self._pid(f.target)

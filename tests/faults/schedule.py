@@ -13,6 +13,7 @@ import msgspec
 
 WORKERS = ("transcriber", "summarizer", "translator")  # have leases; the last is a stand-in
 FIRST_S = 1.0  # after the stream has begun
+SWAPPED = ("transcriber", "transcriber", "summarizer")  # come and go at each burst
 
 
 class Kind(NamedTuple):
@@ -37,10 +38,10 @@ KINDS: dict[str, Kind] = {
         what="SIGSTOP, and SIGCONT after a while",
     ),
     "deaf": Kind(8, WORKERS, 15.0, 25.0, what="no Lease reaches the worker's ears; it goes on and says that it lives"),
-    "hang": Kind(10, WORKERS, 8.0, 20.0, what="a step never ends, as in a call of a driver"),
-    "hang in reload": Kind(6, WORKERS, 8.0, 20.0, what="the same while weights move in"),
-    "oom in step": Kind(10, WORKERS, 4.0, 8.0, what="the device says that memory is out, once or twice"),
-    "oom in reload": Kind(10, WORKERS, 4.0, 8.0, what="the same while weights move in"),
+    "hang": Kind(10, WORKERS, 12.0, 24.0, what="a step never ends, as in a call of a driver"),
+    "hang in reload": Kind(6, SWAPPED, 12.0, 24.0, what="the same while weights move in"),
+    "oom in step": Kind(10, WORKERS, 8.0, 14.0, what="the device says that memory is out, once or twice"),
+    "oom in reload": Kind(10, SWAPPED, 8.0, 14.0, what="the same while weights move in"),
     "slow": Kind(6, WORKERS, 2.0, 5.0, what="each step and reload takes half a second longer"),
     "loss": Kind(
         16,

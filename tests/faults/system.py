@@ -29,7 +29,7 @@ from tests.system import Following, System, weights
 CARD_MIB, MARGIN_MIB = 640, 16
 PLANS: dict[str, dict[str, Any]] = {"translator": {"mib": 120, "step_s": 0.02, "every_s": 0.5}}  # a stand-in
 EVERYBODY = ("feed", "capture@talk", "arbiter", "transcriber", "summarizer", "translator", "viewer", "launcher")
-INTERVAL_S = 15.0  # of the minutes: a burst for each
+INTERVAL_S = 10.0  # of the minutes: a burst for each
 MARK = "FAULTS_OF"  # in the environment of every process of a run
 WATCHED_HZ = 20
 DISK_MIB = 256
@@ -39,9 +39,9 @@ MIB = 2**20
 def changed(settings: Settings) -> Settings:
     """Short deadlines, minutes every few seconds, a small card."""
     card_settings = gpu(
-        simulated_mib=CARD_MIB, margin_mib=MARGIN_MIB, stuck_after_s=6.0, hello_timeout_s=5.0, offload_within_s=10.0
+        simulated_mib=CARD_MIB, margin_mib=MARGIN_MIB, stuck_after_s=12.0, hello_timeout_s=5.0, offload_within_s=10.0
     )
-    minutes = SummarySettings(interval_s=INTERVAL_S, max_new_tokens=24)
+    minutes = SummarySettings(interval_s=INTERVAL_S, max_new_tokens=16)
     return msgspec.structs.replace(settings, gpu=card_settings, summary=minutes)
 
 
