@@ -28,7 +28,7 @@ from tests.system import Following, System, weights
 
 CARD_MIB, MARGIN_MIB = 640, 16
 PLANS: dict[str, dict[str, Any]] = {"translator": {"mib": 120, "step_s": 0.02, "every_s": 0.5}}  # a stand-in
-EVERYBODY = ("feed", "capture@talk", "arbiter", "transcriber", "summarizer", "translator", "viewer", "launcher")
+EVERYBODY = ("feed", "arbiter", "transcriber", "summarizer", "translator", "viewer", "launcher")  # captures finish
 INTERVAL_S = 10.0  # of the minutes: a burst for each
 MARK = "FAULTS_OF"  # in the environment of every process of a run
 WATCHED_HZ = 20
