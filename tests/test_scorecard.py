@@ -21,6 +21,7 @@ from common.settings import SummarySettings
 from tests.conftest import ROOT
 from tests.faults import checker, page
 from tests.faults.checker import CHECKS, Decision, Evidence, violations
+from tests.faults.inject import Done
 from tests.faults.schedule import KINDS, draw
 from tests.faults.scorecard import Run, tracebacks
 from tests.small_disk import on_a_small_disk
@@ -43,10 +44,10 @@ def undisturbed() -> Iterator[Undisturbed]:
 def test_twenty_faults_violate_nothing(undisturbed: Undisturbed, tmp_path: Path) -> None:
     seed = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(10**6))
     print(f"seed {seed}; the same: python -m tests.faults.scorecard --faults 20 --seed {seed} --no-doc")
-    result = Run(undisturbed, tmp_path / "run", pace=0.8).play(draw(seed, 20, 2.2), seed)
+    result = Run(undisturbed, tmp_path / "run", pace=0.8).play(seed, 20, 2.2)
     print((tmp_path / "run" / "faults.jsonl").read_text())
     assert not result.violations, "\n".join(result.violations)
-    assert len(result.faults) == 20 and sum(d.met for d in result.faults) >= 12
+    assert len(result.faults) >= 20 and sum(d.met for d in result.faults) >= 15
     assert {d.kind for d in result.faults} == set(KINDS)
     assert result.summaries >= 2 and result.looks > 500 and result.strict_looks > result.looks // 2
 
@@ -55,9 +56,9 @@ def test_twenty_faults_violate_nothing(undisturbed: Undisturbed, tmp_path: Path)
 def test_a_seed_gives_the_same_faults_and_every_kind_comes() -> None:
     faults = draw(5, 200, 2.5)
     assert faults == draw(5, 200, 2.5) != draw(6, 200, 2.5)
-    assert {f.kind for f in faults} == set(KINDS) == {f.kind for f in draw(5, len(KINDS), 2.5)}
-    assert [f.number for f in faults] == list(range(1, 201))
-    assert 400 < faults[-1].at_s < 600
+    assert {f.kind for f in faults[:200]} == set(KINDS) == {f.kind for f in draw(5, 20, 2.5)[:20]}
+    assert [f.number for f in faults] == list(range(1, 301))
+    assert 400 < faults[199].at_s < 600
     for f in faults:
         assert f.target in KINDS[f.kind].targets and KINDS[f.kind].least_s <= f.for_s <= KINDS[f.kind].most_s
     assert len(Counter(f.target for f in faults)) >= 9
@@ -246,7 +247,34 @@ def test_a_traceback_in_a_log_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.pure
-def test_the_page_speaks_of_every_kind() -> None:
+def test_the_page_counts_what_happened() -> None:
+    faults = [
+        Done(number=1, kind="kill", target="feed", began_s=1.0, for_s=0.0, recovered_s=2.0),
+        Done(number=2, kind="kill", target="arbiter", began_s=2.0, for_s=0.0, recovered_s=1.0),
+        Done(number=3, kind="hang", target="transcriber", began_s=3.0, for_s=9.0, met=False, recovered_s=0.5),
+    ]
+    result = page.Result(
+        seed=7,
+        faults=faults,
+        violations=["one_class: samples"],
+        minutes=3.0,
+        audio_s=120.0,
+        captions=20,
+        summaries=4,
+        grants=30,
+        looks=900,
+        strict_looks=890,
+        most_mib=600,
+        card_mib=624,
+        machine="2 x this",
+        commit="abc",
+        date="today",
+    )
+    (row,) = [x for x in page.runs([result]) if x.startswith("| 7 ")]
+    assert "| 7 | 3 | 2 | 2 | 1 | 2.0 min | 3.0 min | 20 | 4 | 30 | 600 of 624 MiB |" in row
+    rows = page.kinds([result])
+    assert "| 2 | 2 | 1.5 s, 2.0 s |" in rows[2] and "transcriber 1 | 1 | 0 |" in rows[3]
+    counts = [x.rsplit("|", 2)[1].strip() for x in page.checks([result], CHECKS)[2:]]
+    assert counts == ["1"] + ["0"] * (len(CHECKS) - 1)
     text = page.PAGE.read_text()
-    assert page.BEGIN in text and page.END in text
-    assert page.PAGE == ROOT / "docs" / "faults.md"
+    assert page.BEGIN in text and page.END in text and page.PAGE == ROOT / "docs" / "faults.md"

@@ -39,12 +39,13 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     began_s: float
     for_s: float
     detail: str = ""
+    live: bool = True  # it began before the stream's end was journaled
     met: bool = True  # it did what its kind says; a hang, say, needs a step to happen in
     recovered_s: float = -1.0  # after its end; -1: it never did
 
 
 class NotMet(Exception):
-    """The fault could not be inflicted: its target was not there for too long."""
+    """The fault could not be inflicted: its target was not there."""
 
 
 class Injector:
@@ -65,6 +66,14 @@ class Injector:
         self._threads.append(thread)
         thread.start()
 
+    @property
+    def under_way(self) -> int:
+        return len(self._threads) - len(self.done)
+
+    def enough(self, count: int) -> bool:
+        """`count` faults met something, if those do that are under way."""
+        return self.under_way + sum(d.met for d in self.done[:]) >= count
+
     def finish(self) -> None:
         for thread in self._threads:
             thread.join()
@@ -72,6 +81,7 @@ class Injector:
 
     def _inflict(self, fault: Fault) -> None:
         with self._seats[fault.seat]:
+            live = self.system.follower.find("stream_ended") is None
             began, detail, met, recovered_s = time.monotonic(), "", False, -1.0
             try:
                 detail, met = getattr(self, "_" + fault.kind.replace(" ", "_"))(fault)
@@ -87,6 +97,7 @@ class Injector:
                 began_s=round(began - self.began, 2),
                 for_s=round(time.monotonic() - began - max(0.0, recovered_s), 2),
                 detail=detail,
+                live=live,
                 met=met,
                 recovered_s=recovered_s,
             )
@@ -107,6 +118,8 @@ class Injector:
                     return found[0]
             elif pid := holder(self.system.run, self._name(target)):
                 return pid
+            if target == "capture" and self._ended():
+                raise NotMet("the source has come to its end")
             time.sleep(0.02)
         raise NotMet(f"{target} is not there")
 
@@ -265,6 +278,11 @@ class Injector:
                     file.write(tail)
                 return f"pid {pid}, {found.name}", True
         return f"pid {pid}, no file to tear", False
+
+    def _ended(self) -> bool:
+        stream = self._stream()
+        meta = backlog.read_meta(stream) if stream else None
+        return bool(meta and meta.ended)
 
     def _stream(self) -> Path | None:
         return next(iter(backlog.streams(self.system.settings.streams)), None)

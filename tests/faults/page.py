@@ -30,12 +30,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     faults: list[Done]
     violations: list[str]
-    after_the_end: bool  # the stream ended before the last fault was over
     minutes: float
     audio_s: float
     captions: int
     summaries: int
-    bursts: int
     grants: int
     looks: int
     strict_looks: int
@@ -65,7 +63,18 @@ def _row(*cells: object) -> str:
 
 
 def runs(results: Sequence[Result]) -> list[str]:
-    head = ("seed", "faults", "of which met", "violations", "audio", "took", "captions", "minutes", "leases granted")
+    head = (
+        "seed",
+        "faults",
+        "of which met",
+        "of these while live",
+        "violations",
+        "audio",
+        "took",
+        "captions",
+        "minutes",
+        "leases granted",
+    )
     out = [_row(*head, "card: most held, of", "looks at the card"), "|" + "---|" * (len(head) + 2)]
     for r in results:
         out.append(
@@ -73,6 +82,7 @@ def runs(results: Sequence[Result]) -> list[str]:
                 r.seed,
                 len(r.faults),
                 sum(d.met for d in r.faults),
+                sum(d.met and d.live for d in r.faults),
                 len(r.violations),
                 f"{r.audio_s / 60:.1f} min",
                 f"{r.minutes:.1f} min",

@@ -1,7 +1,7 @@
 """Which faults happen when, drawn from a seed. Pure: the same seed gives the same schedule.
 
-Each kind of fault comes at least once (if there are that many faults), the rest by weight; the time between two is
-drawn, too, so that some overlap. What a fault finds when it comes (a swap, a commit, a start) is not in the seed.
+Each kind of fault comes once before any comes by weight (if there are that many); the time between two is drawn, too,
+so that some overlap. What a fault finds when it comes (a swap, a commit, a start) is not in the seed.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ KINDS: dict[str, Kind] = {
         what="SIGSTOP, and SIGCONT after a while",
     ),
     "deaf": Kind(8, WORKERS, 15.0, 25.0, what="no Lease reaches the worker's ears; it goes on and says that it lives"),
-    "hang": Kind(10, WORKERS, 12.0, 24.0, what="a step never ends, as in a call of a driver"),
-    "hang in reload": Kind(6, SWAPPED, 12.0, 24.0, what="the same while weights move in"),
+    "hang": Kind(10, WORKERS, 20.0, 30.0, what="a step never ends, as in a call of a driver"),
+    "hang in reload": Kind(6, SWAPPED, 20.0, 30.0, what="the same while weights move in"),
     "oom in step": Kind(10, WORKERS, 8.0, 14.0, what="the device says that memory is out, once or twice"),
     "oom in reload": Kind(10, SWAPPED, 8.0, 14.0, what="the same while weights move in"),
     "slow": Kind(6, WORKERS, 2.0, 5.0, what="each step and reload takes half a second longer"),
@@ -82,12 +82,13 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def draw(seed: int, count: int, apart_s: float) -> list[Fault]:
-    """`count` faults, `apart_s` apart on average."""
+    """`count` faults, `apart_s` apart on average; and half as many again, for those of them that meet nothing."""
     rng = random.Random(seed)
-    kinds = list(KINDS)[:count] if count < len(KINDS) else list(KINDS)
+    kinds = list(KINDS)
     weights = [k.weight for k in KINDS.values()]
-    kinds += rng.choices(list(KINDS), weights, k=count - len(kinds))
+    kinds += rng.choices(list(KINDS), weights, k=max(0, count - len(kinds)))
     rng.shuffle(kinds)
+    kinds += rng.choices(list(KINDS), weights, k=count // 2)
     at, out = FIRST_S, []
     for number, name in enumerate(kinds, 1):
         kind = KINDS[name]

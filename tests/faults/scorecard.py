@@ -37,10 +37,10 @@ from tests.faults.schedule import Fault, draw
 from tests.faults.system import CARD_MIB, DISK_MIB, EVERYBODY, MARGIN_MIB, MIB, CardWatch, FaultSystem
 from tests.faults.troubled import DECISIONS
 from tests.small_disk import small_disk
-from tests.swaps import Watch, log_rows
 from tests.system import Following, Undisturbed, file_source
 
 APART_S = 2.5
+LONGER = 1.2  # than the faults need if each meets something
 CLIP_S = 106.0  # of what `compose` makes of one repetition
 DRAINS_WITHIN_S = 120.0  # the next event at least
 T = TypeVar("T")
@@ -53,7 +53,8 @@ class Run:
         self.undisturbed, self.folder, self.pace = undisturbed, folder, pace
         folder.mkdir(parents=True)
 
-    def play(self, faults: list[Fault], seed: int) -> page.Result:
+    def play(self, seed: int, count: int, apart_s: float = APART_S) -> page.Result:
+        """Until `count` faults have met something, or the drawn ones are used up."""
         place = Path(tempfile.mkdtemp(prefix="sw-"))  # short: a socket's path has 107 bytes
         settings = Settings(data_dir=str(place / "data"))
         processes = Processes(place, settings)
@@ -62,7 +63,7 @@ class Run:
                 source = file_source(self.undisturbed.clip, f"{self.pace:.3f}")
                 system = FaultSystem(processes, settings, self.folder, disk, source)
                 try:
-                    return self._play(system, faults, seed)
+                    return self._play(system, draw(seed, count, apart_s), count, seed)
                 finally:
                     processes.close()
         finally:
@@ -70,20 +71,22 @@ class Run:
                 shutil.copy(started.log, self.folder / "logs" / started.log.name)
             shutil.rmtree(place, ignore_errors=True)
 
-    def _play(self, system: FaultSystem, faults: list[Fault], seed: int) -> page.Result:
+    def _play(self, system: FaultSystem, faults: list[Fault], count: int, seed: int) -> page.Result:
         began = time.time()
         system.start()
-        watch, card = Watch(system.settings), CardWatch(system.run, system.settings)
-        stream = system.follower.wait("stream_started", 120.0).stream
+        card = CardWatch(system.run, system.settings)
+        stream = wait_for(lambda: backlog.streams(system.settings.streams), 120.0, "a stream")[0].name
         injector = Injector(system, self.folder, time.monotonic())
         for fault in faults:
-            time.sleep(max(0.0, injector.began + fault.at_s - time.monotonic()))
+            while (left_s := injector.began + fault.at_s - time.monotonic()) > 0:
+                time.sleep(min(left_s, 0.1))
+            while injector.enough(count) and injector.under_way:  # which of them meets something is not known yet
+                time.sleep(0.1)
+            if injector.enough(count):
+                break
             injector.inflict(fault)
         injector.finish()
-        late = system.follower.find("stream_ended") is not None
         evidence = self._evidence(system, stream, injector.done, card)
-        swaps = len([r for r in log_rows(system.settings.data, "summarizer") if r["event"] == "minutes written"])
-        watch.close()
         found = violations(evidence)
         (self.folder / "violations").write_text("".join(f"{v}\n" for v in found))
         if found:  # all there is to find out why
@@ -92,12 +95,10 @@ class Run:
             seed=seed,
             faults=sorted(injector.done, key=lambda d: d.number),
             violations=found,
-            after_the_end=late,
             minutes=(time.time() - began) / 60,
             audio_s=self.undisturbed.end / 16_000,
             captions=len([x for x in evidence.events if x.kind == "transcript"]),
             summaries=len([x for x in evidence.events if x.kind == "summary"]),
-            bursts=swaps,
             grants=len([1 for d in evidence.decisions if d.event == "lease" and d.granted]),
             looks=card.looks,
             strict_looks=card.strict,
@@ -222,7 +223,7 @@ def main() -> int:
         os.execvp("unshare", ["unshare", "-rm", sys.executable, "-m", "tests.faults.scorecard", *sys.argv[1:]])
     seeds = args.seed or [random.SystemRandom().randrange(10**6)]
     keep = args.keep or Path(tempfile.mkdtemp(prefix="faults-"))
-    repeats = math.ceil((args.faults * args.apart + 5) / CLIP_S)
+    repeats = math.ceil(args.faults * args.apart * LONGER / CLIP_S)
     print(f"{args.faults} faults for each of {seeds}; logs in {keep}", flush=True)
     print(f"first without any fault: {repeats * CLIP_S / 60:.1f} min of speech", flush=True)
     results = []
@@ -231,7 +232,7 @@ def main() -> int:
         for seed in seeds:
             where = keep / f"seed-{seed}"
             shutil.rmtree(where, ignore_errors=True)
-            result = Run(undisturbed, where).play(draw(seed, args.faults, args.apart), seed)
+            result = Run(undisturbed, where).play(seed, args.faults, args.apart)
             (where / "result.json").write_bytes(msgspec.json.format(msgspec.json.encode(result)))
             results.append(result)
             print(page.line(result), flush=True)
