@@ -92,14 +92,14 @@ def trouble_messages(world: World) -> None:
             frames = receive(socket)
         return frames
 
-    wire.send, wire.receive = lossy, deaf  # type: ignore[assignment]
+    wire.send, wire.receive = lossy, deaf
 
 
 def trouble_clock(world: World) -> None:
     """The wall clock as this process reads it; times of files are the kernel's and do not jump."""
     seconds, ns = time.time, time.time_ns
-    time.time = lambda: seconds() + world.now().clock_s  # type: ignore[assignment]
-    time.time_ns = lambda: ns() + round(world.now().clock_s * 1e9)  # type: ignore[assignment]
+    time.time = lambda: seconds() + world.now().clock_s
+    time.time_ns = lambda: ns() + round(world.now().clock_s * 1e9)
 
 
 def watch_decisions(folder: Path) -> None:
@@ -152,8 +152,8 @@ def watch_decisions(folder: Path) -> None:
         kill(fd, number, *more)
 
     note(event="start")
-    wire.send, hands.read_roster, hands.write_roster = noting_send, noting_read, noting_write  # type: ignore[assignment]
-    signal.pidfd_send_signal = noting_kill  # type: ignore[assignment]
+    wire.send, hands.read_roster, hands.write_roster = noting_send, noting_read, noting_write
+    signal.pidfd_send_signal = noting_kill
 
 
 def launcher(folder: str, config: str, plans: dict[str, dict[str, Any]]) -> None:
