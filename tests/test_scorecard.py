@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from common import backlog
 from common import messages as m
 from common.settings import SummarySettings
 from tests.conftest import ROOT
@@ -147,7 +148,7 @@ def evidence(events: list[m.Event] | None = None, **changes: Any) -> Evidence:
         "events": events,
         "lines": content(good, STREAM),
         "appends": [(e.kind, e.n) for e in good if e.producer == "transcriber"],
-        "audio_same": True,
+        "audio": [],
         "delivered": [e.seq for e in events],
         "hashes": {"feed": "a", "late joiner": "a"},
         "rules": SummarySettings(interval_s=15.0),
@@ -190,7 +191,7 @@ OTHERS: list[tuple[str, dict[str, Any], str]] = [
     ("each_once", {"events": [*journal()[:-1], msgspec.structs.replace(journal()[-1], prev=1)]}, "has prev 1"),
     ("each_once", {"events": [*journal()[:-1], msgspec.structs.replace(journal()[-1], n=0)]}, "after a later one"),
     ("each_once", {"events": [*journal()[:-1], msgspec.structs.replace(journal()[-1], stream="x")]}, "another stream"),
-    ("same_words", {"audio_same": False}, "samples differ"),
+    ("same_words", {"audio": ["a hole"]}, "a hole"),
     ("same_words", {"appends": []}, "in other appends"),
     ("subscribers", {"hashes": {"feed": "a", "late joiner": "b"}}, "differ"),
     ("subscribers", {"delivered": [1, 2]}, "was handed 2 events"),
@@ -236,6 +237,29 @@ def test_what_else_is_wrong_is_found(check: str, change: dict[str, Any], says: s
 @pytest.mark.pure
 def test_every_check_can_fail() -> None:
     assert {c.__name__ for c in CHECKS} == {c for c, *_ in BODIES} | {c for c, *_ in OTHERS}
+
+
+@pytest.mark.pure
+def test_what_is_wrong_with_the_backlog_is_found(folder: Path) -> None:
+    audio = bytes(range(200)) * 2
+    writer = backlog.Writer(folder / "s", file_samples=50)
+    writer.append(0, audio)
+    writer.close()
+    files = [path for _, path in backlog.audio_files(folder / "s")]
+    assert checker.backlog_differs(folder / "s", audio, []) == []
+    assert "ends at 200, the source at 201" in checker.backlog_differs(folder / "s", audio + b"xx", [])[0]
+    data = files[2].read_bytes()
+    files[2].write_bytes(data[:-1] + b"?")
+    assert "other samples" in checker.backlog_differs(folder / "s", audio, [])[0]
+    files[2].write_bytes(data)
+    files[0].unlink()
+    assert checker.backlog_differs(folder / "s", audio, []), "nobody has said that it went"
+    assert checker.backlog_differs(folder / "s", audio, [{"disk_full": True}]) == []
+    assert "without need" in checker.backlog_differs(folder / "s", audio, [{"disk_full": False}])[0]
+    files[2].unlink()
+    assert checker.backlog_differs(folder / "s", audio, [{"disk_full": True}]), "not the oldest"
+    (folder / "s" / "gaps.jsonl").write_text('{"start": 1, "end": 2, "reason": "x"}\n')
+    assert any("a hole" in x for x in checker.backlog_differs(folder / "s", audio, []))
 
 
 @pytest.mark.pure

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from common import backlog
 from common import messages as m
 from common.settings import SummarySettings
 from tests.system import TILES, body, content
@@ -43,7 +45,7 @@ class Evidence(msgspec.Struct, kw_only=True):
     events: list[m.Event]  # the journal
     lines: list[str]  # of an undisturbed run of the same audio: captions, silences, gaps
     appends: list[tuple[str, int]]  # and the transcriber's appends there
-    audio_same: bool  # the backlog holds the source's samples, byte for byte
+    audio: list[str]  # what of the backlog is not the source's samples, byte for byte (see `backlog_differs`)
     delivered: list[int]  # seqs in the order in which a subscriber was handed them
     hashes: dict[str, str]  # who -> state hash over everything
     rules: SummarySettings
@@ -97,7 +99,7 @@ def each_once(e: Evidence) -> list[str]:
 def same_words(e: Evidence) -> list[str]:
     """Captions, silences and samples are those of a run in which nothing happened."""
     mine = content(e.events, e.stream)
-    out = [] if e.audio_same else ["the backlog's samples differ from the source's"]
+    out = list(e.audio)
     out += [f"only without faults: {line[:150]}" for line in e.lines if line not in set(mine)]
     out += [f"only with faults: {line[:150]}" for line in mine if line not in set(e.lines)]
     if not out and mine != e.lines:
@@ -105,6 +107,20 @@ def same_words(e: Evidence) -> list[str]:
     if [(x.kind, x.n) for x in e.events if x.producer == "transcriber"] != e.appends:
         out.append("the same captions, in other appends")
     return out
+
+
+def backlog_differs(folder: Path, audio: bytes, removed: list[dict[str, Any]]) -> list[str]:
+    """`removed` are capture's words on what it deleted: read files may go, the oldest first, when the disk is full."""
+    out = [f"deleted without need: {r}" for r in removed if not r["disk_full"]]
+    out += [f"a hole: {h}" for h in backlog.holes(folder)]
+    files = backlog.audio_files(folder)
+    at = files[0][0] if files and removed else 0
+    for first, path in files:
+        data = path.read_bytes()
+        if first != at or data != audio[2 * first : 2 * first + len(data)]:
+            out.append(f"{path.name} has other samples than the source has from {at} on")
+        at = first + len(data) // 2
+    return out if 2 * at == len(audio) else [*out, f"the backlog ends at {at}, the source at {len(audio) // 2}"]
 
 
 def subscribers(e: Evidence) -> list[str]:
