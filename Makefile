@@ -13,6 +13,8 @@ PYTHON ?= # the interpreter to make .venv with; empty: the first of python3 pyth
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n < 4 ? n : 4))) # test files that run side by side
 ARGS ?=   # more arguments for the program behind a target: make test ARGS="-k journal"
 W ?=      # a process of the table: make restart W=transcriber
+N ?= 200  # how many faults, and for which seeds (empty: one is drawn): make faults N=200 SEED="1 2 3"
+SEED ?=
 
 BIN := .venv/bin
 DONE := .venv/.set-up
@@ -100,6 +102,10 @@ run-all: $(DONE)/packages $(DONE)/mic $(DONE)/gpu model-files ## set up what is 
 .PHONY: test
 test: $(DONE)/packages $(DONE)/test-packages $(DONE)/mic model-files test-data ## set up what is missing and run all tests
 	@exec $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+.PHONY: faults
+faults: $(DONE)/packages $(DONE)/test-packages model-files ## inflict N faults on a live stream for each SEED, check everything, write docs/faults.md
+	@exec $(BIN)/python -m tests.faults.scorecard --faults $(N) --keep data/faults --seed $(SEED) $(ARGS)
 
 .PHONY: demo
 demo: $(DONE)/packages model-files ## play the bundled recording through everything; ends by itself

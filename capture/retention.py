@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from common import backlog
+from common.backlog import Anchor
 from common.messages import Beat, StreamBeat
 from common.settings import RetentionSettings
 from common.topology import AUDIO_READERS
@@ -51,6 +51,14 @@ def due(candidate: Candidate, upto: int, now_s: float, limits: RetentionSettings
     return limits.unread_audio_h > 0 and age_h >= limits.unread_audio_h
 
 
+def by_boot_clock(candidate: Candidate, anchors: list[Anchor], now: Anchor) -> Candidate:
+    """Within one boot a file is no older than the newest anchor before its end, however the wall clock has jumped."""
+    before = [a.boot_ns for a in anchors if a.sample <= candidate.end and a.boot_id == now.boot_id]
+    if not before:
+        return candidate
+    return candidate._replace(written_s=max(candidate.written_s, (now.wall_ns - (now.boot_ns - before[-1])) / 1e9))
+
+
 class Retention:
     """What one capture deletes: files of its own source's streams, and of ended streams of anybody."""
 
@@ -71,11 +79,16 @@ class Retention:
         """Delete what is due; with a full disk no more than is needed for a while. `now`: monotonic clock."""
         if now - self._heard_at > BEAT_WITHIN_S:
             return []
-        wall_s, gone, freed = time.time(), list[Path](), 0
+        clocks, gone, freed = backlog.anchor_now(0), list[Path](), 0
+        wall_s = clocks.wall_ns / 1e9
         for stream, candidate in sorted(self._candidates(), key=lambda pair: pair[1].written_s):
             if disk_full and freed >= FREE_AT_ONCE:
                 break
-            if due(candidate, self._upto.get(stream, 0), wall_s, self.limits, disk_full):
+            upto = self._upto.get(stream, 0)
+            if not due(candidate, upto, wall_s, self.limits, disk_full):
+                continue
+            candidate = by_boot_clock(candidate, backlog.anchors(self.streams / stream), clocks)
+            if due(candidate, upto, wall_s, self.limits, disk_full):
                 candidate.path.unlink(missing_ok=True)  # another capture may have been faster
                 gone.append(candidate.path)
                 freed += candidate.size

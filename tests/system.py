@@ -249,7 +249,7 @@ def compose(path: Path, repeats: int = 1) -> None:
 class Undisturbed:
     """The clip, and what the journal of a run without any disturbance holds."""
 
-    def __init__(self, folder: Path, repeats: int = 1, clip: Path | None = None) -> None:
+    def __init__(self, folder: Path, repeats: int = 1, clip: Path | None = None, timeout_s: float = 0.0) -> None:
         self.clip = clip or folder / "clip.wav"
         if clip is None:
             compose(self.clip, repeats)
@@ -258,7 +258,7 @@ class Undisturbed:
         try:
             system = System(processes, settings, file_source(self.clip, "1000"))
             system.start()
-            ended = system.ended(120.0 + 60.0 * repeats)
+            ended = system.ended(timeout_s or 120.0 + 60.0 * repeats)
             events = system.journal()
             self.end = assert_whole(events, ended.stream)
             self.lines = content(events, ended.stream)

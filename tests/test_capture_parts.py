@@ -312,6 +312,23 @@ def test_retention_deletes_ours_and_what_has_ended_and_never_without_a_beat(fold
     assert kept(ended) == [] and backlog.read_meta(ended) and backlog.head(ended) == 30
 
 
+def test_a_jump_of_the_wall_clock_makes_no_file_old(folder: Path) -> None:
+    """Also not one that nobody has read, where a limit was set for those."""
+    ours = stream_of(folder, "ours", "mic", False)  # files of 1970 by their times
+    now = backlog.anchor_now(0)
+    hours_ns = 3600 * 10**9
+    anchors = [(0, 3, now.boot_id), (10, 0, now.boot_id), (20, 3, "of another boot")]  # sample, hours ago
+    lines = [Anchor(sample=s, wall_ns=0, boot_ns=now.boot_ns - h * hours_ns, boot_id=b) for s, h, b in anchors]
+    (ours / "anchors.jsonl").write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+    retention = Retention(folder, "mic", RetentionSettings(read_audio_h=1, unread_audio_h=2))
+    retention.hear(beat(ours=10), now=1.0)
+    assert retention.sweep(now=1.0) == [] and kept(ours) == [0, 10, 20]
+    old = [msgspec.structs.replace(line, boot_ns=now.boot_ns - 3 * hours_ns) for line in lines]
+    (ours / "anchors.jsonl").write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in old))
+    retention.sweep(now=1.0)
+    assert kept(ours) == [20]
+
+
 def test_another_journal_has_read_nothing_yet(folder: Path) -> None:
     ended = stream_of(folder, "ended", "b", True)
     retention = Retention(folder, "mic", RetentionSettings(read_audio_h=1))
@@ -327,8 +344,8 @@ def test_a_removal_that_was_killed_is_finished(folder: Path, monkeypatch: pytest
     retention.hear(beat(), now=1.0)
     retention.sweep(now=1.0)
     assert grave.exists(), "somebody may be at it"
-    later = time.time() + 700
-    monkeypatch.setattr(time, "time", lambda: later)
+    later = time.time_ns() + 700 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: later)
     retention.sweep(now=1.0)
     assert not grave.exists()
 
