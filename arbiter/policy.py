@@ -57,7 +57,7 @@ class _Decision:
         if self.memory.forced not in [w.name for w in able if w.state is not GRANTED]:
             self.memory = msgspec.structs.replace(self.memory, forced="")
         # The arbiter was started again meanwhile; or who rode free no longer fits beside the live ones.
-        running = [w for w in self.others if w.state is GRANTED and w.lane == "burst" and not self._rides(w)]
+        running = [w for w in self.others if w.state is GRANTED and w.lane == "burst" and self.live_bytes + w.want_bytes > self.room]
         if self.memory.burst is None and running and not running[0].pinned:
             one, since_s = running[0], running[0].granted_at_s
             cost_s = one.load_s + sum(w.load_s for w in self.live if w.state is not GRANTED)
@@ -90,6 +90,9 @@ class _Decision:
         target = self._target(go, burst if ended else None, free_ride)
         self._remember(burst, start, ended, target)
         revoke = self._revocations(target, go, bool(ended))
+        if revoke:  # who had the GPU until now waits from now on
+            served_s = self.memory.served_s | {who.worker: self.now for who, _ in revoke}
+            self.memory = msgspec.structs.replace(self.memory, served_s=served_s)
         grant = None if revoke else self._grant(target, go, free_ride)
         phase, reason = self._phase(go, ended, target)
         return Plan(
@@ -188,6 +191,9 @@ class _Decision:
         back_s = self.memory.ended_s + self.set.stuck_after_s
         if w.name == self.memory.forced:
             return "by hand"
+        if w.lane == "batch" and any(o.lane == "burst" and self._can_go(o) for o in self.others):
+            self.waits[w.who] = "a burst is wanted, and batch work comes last"
+            return ""
         if (quiet or waited >= patience_s) and not (late or rest_s > 0 or missing):
             return "silence" if quiet else "patience"
         if waited >= overdue_s and (not missing or self.now >= back_s):

@@ -159,6 +159,7 @@ class World:
     def __init__(self, settings: GpuSettings, limits: Limits, total_bytes: int, status_every_s: float = 1.0) -> None:
         self.set, self.total_bytes, self.status_every_s = settings, total_bytes, status_every_s
         self.now = 0.0
+        self.decide = decide
         self.ledger = Ledger(limits, e.Roster())
         self.memory, self.notes = Memory(), show.Notes()
         self.plan: Plan | None = None
@@ -171,6 +172,7 @@ class World:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._n = self._pids = 0
         self._wake_at = inf
+        self.news = True  # there is something to decide on
         self.carry(self.ledger.start(self.now))
 
     def reload_s(self, actor: Actor) -> float:
@@ -191,9 +193,11 @@ class World:
             self.now = max(self.now, due_s)
             while self._events and self._events[0][0] <= self.now:
                 heapq.heappop(self._events)[2]()
-            self._turn()
-            for w in self.watchers:
-                w.saw(self)
+            if self.news or self.now >= self._wake_at:
+                self.news = False
+                self._turn()
+                for w in self.watchers:
+                    w.saw(self)
         self.now = until_s
 
     def _turn(self) -> None:
@@ -205,7 +209,7 @@ class World:
     def _decide(self) -> None:
         """As the arbiter's loop does."""
         for _ in range(2):
-            plan = decide(show.view(self.ledger, self.notes, self.memory, self.set), self.set, self.now)
+            plan = self.decide(show.view(self.ledger, self.notes, self.memory, self.set), self.set, self.now)
             self.plan, self.memory = plan, plan.memory
             for w in self.watchers:
                 w.planned(self, plan)
@@ -238,6 +242,7 @@ class World:
     def heard(self, actor: Actor) -> None:
         if not actor.alive:
             return
+        self.news = True
         s = actor.status(self.now)
         if s.wants.bytes:
             self.notes.wanted_s.setdefault(s.incarnation, self.now)
@@ -249,6 +254,7 @@ class World:
         if not actor.alive:
             return
         actor.alive = False
+        self.news = True
         was, actor.residency = actor.resident, "absent"
         del self.actors[actor.me.pid]
         self.dead[actor.me.pid] = actor.held + (actor.residue_bytes if actor.loads else 0)
@@ -259,6 +265,7 @@ class World:
 
     def pin(self, name: str, yes: bool) -> None:
         self.notes.pins = self.notes.pins | {name} if yes else self.notes.pins - {name}
+        self.news = True
 
     # Effects
 
