@@ -85,10 +85,14 @@ class _Decision:
         ended = self._end(burst, free_ride) if burst and self._runs(burst) else ""
         if burst and ended:
             self.waits[burst.who] = ended
+        was = self.memory.burst
+        if was and (burst is None or burst.who != was.who or ended):  # it is done (or dead), cut, or over
+            self._close(was, ended)
         start = "" if burst is None or ended else self._starts(burst)
         go = burst if start else None
         target = self._target(go, burst if ended else None, free_ride)
-        self._remember(burst, start, ended, target)
+        if burst and start:
+            self._remember(burst, start, target)
         revoke = self._revocations(target, go, bool(ended))
         if revoke:  # who had the GPU until now waits from now on
             served_s = self.memory.served_s | {who.worker: self.now for who, _ in revoke}
@@ -210,35 +214,34 @@ class _Decision:
         self.wakes += [since + overdue_s, since + patience_s, self.memory.rest_until_s, back_s]
         return ""
 
-    def _remember(self, burst: Worker | None, start: str, ended: str, target: list[Worker]) -> None:
+    def _close(self, was: Burst, ended: str) -> None:
+        name, cut = was.who.worker, ended.startswith("cut")
+        cuts = {k: n for k, n in self.memory.cuts.items() if k != name}
+        self.memory = msgspec.structs.replace(
+            self.memory,
+            burst=None,
+            cuts=cuts | ({name: self.memory.cuts.get(name, 0) + 1} if cut else {}),
+            returning=was.cost_s > 0,
+            served_s=self.memory.served_s | {name: self.now},
+            lasted_s=self.memory.lasted_s | ({name: self.now - was.held_s} if was.held_s < self.now else {}),
+            ended_s=self.now if was.cost_s else self.memory.ended_s,
+            came_in_s=min(was.ready_s, self.now) - was.began_s,
+            rest_until_s=max(self.memory.rest_until_s, self.now + self.set.rest_swaps * was.cost_s),
+        )
+
+    def _remember(self, w: Worker, start: str, target: list[Worker]) -> None:
+        """It begins, or what is new of it: granted, resident."""
         was, change = self.memory.burst, msgspec.structs.replace
-        running = was is not None and burst is not None and burst.who == was.who
-        if was is not None and (not running or ended):  # it is done (or dead), cut, or over
-            name = was.who.worker
-            cuts = {k: n for k, n in self.memory.cuts.items() if k != name}
-            if ended.startswith("cut"):
-                cuts[name] = self.memory.cuts.get(name, 0) + 1
-            self.memory = change(
-                self.memory,
-                burst=None,
-                cuts=cuts,
-                returning=was.cost_s > 0,
-                served_s=self.memory.served_s | {name: self.now},
-                lasted_s=self.memory.lasted_s | ({name: self.now - was.held_s} if was.held_s < self.now else {}),
-                ended_s=self.now if was.cost_s else self.memory.ended_s,
-                came_in_s=min(was.ready_s, self.now) - was.began_s,
-                rest_until_s=self.now + self.set.rest_swaps * was.cost_s if was.cost_s else self.memory.rest_until_s,
-            )
-        if was and running and not ended and burst and burst.state is GRANTED:
-            held_s, ready_s = min(was.held_s, burst.granted_at_s), was.ready_s
-            ready_s = min(ready_s, self.now) if burst.ready else ready_s
-            self.memory = change(self.memory, burst=change(was, held_s=held_s, ready_s=ready_s))
-        if burst and start and not (running and was):
-            leaves = [w for w in self.live + self.others if w.state is GRANTED and w not in target]
-            cost = burst.load_s + burst.offload_s + sum(w.load_s + w.offload_s for w in leaves) if leaves else 0.0
-            began = Burst(who=burst.who, began_s=self.now, cost_s=cost, start=start)
+        if was is None:
+            leaves = [x for x in self.live + self.others if x.state is GRANTED and x not in target]
+            cost = w.load_s + w.offload_s + sum(x.load_s + x.offload_s for x in leaves) if leaves else 0.0
+            began = Burst(who=w.who, began_s=self.now, cost_s=cost, start=start)
             swaps = self.memory.swaps + bool(leaves)
             self.memory = change(self.memory, burst=began, swaps=swaps, returning=False, forced="")
+        elif w.state is GRANTED:
+            ready_s = min(was.ready_s, self.now) if w.ready else was.ready_s
+            held_s = min(was.held_s, w.granted_at_s)
+            self.memory = change(self.memory, burst=change(was, held_s=held_s, ready_s=ready_s))
 
     # Who should be there, and the next move
 

@@ -39,22 +39,36 @@ class Checker:
         self.ended_s = self.rest_until = -inf
         self.taken: list[tuple[float, float]] = []  # (began, seconds of switching) of swaps that had to be calm
         self.in_s: float | None = None
-        self.back = True
         self.held: dict[str, float] = {}  # when it was granted
         self.left: dict[str, float] = {}  # when it last had to leave
         self.starts: dict[str, int] = {}
+        slow = 1.0 + world.jitter
+        # The longest that everybody's coming or going takes: proofs, and reloads one after the other.
+        self.swap_s = max(a.step_s + a.offload_s for a in world.all) * 2 + slow * sum(a.reload_s for a in world.all) + 0.2
+        self.keep_s = self.set.keep_reloads * slow * max(a.reload_s for a in world.all) + self.set.keep_at_least_s
+        self.bursts = sum(a.lane == "burst" for a in world.all)
+        self.look()
         world.watchers.append(self)
 
     # What is true
 
+    def look(self) -> None:
+        """What the rest of a round asks again and again."""
+        lanes: dict[str, list[Actor]] = {"live": [], "burst": [], "batch": []}
+        for a in self.w.actors.values():
+            if a.want.bytes:
+                lanes[a.lane].append(a)
+        self.lanes, self.cap = lanes, self.w.ledger.cap()
+        self.fit = sum(a.want.bytes for a in lanes["live"]) <= self.cap
+
     def live(self) -> list[Actor]:
-        return [a for a in self.w.actors.values() if a.lane == "live" and a.want.bytes]
+        return self.lanes["live"]
 
     def jobs(self, lane: str = "burst") -> list[Actor]:
-        return [a for a in self.w.actors.values() if a.lane == lane and a.want.bytes]
+        return self.lanes[lane]
 
     def room(self) -> int:
-        return self.w.ledger.cap()
+        return self.cap
 
     def off(self, a: Actor) -> bool:
         return self.w.notes.off_until_s.get(a.name, -inf) > self.w.now or a.want.bytes > self.room()
@@ -74,13 +88,6 @@ class Checker:
         return status
 
     @property
-    def swap_s(self) -> float:
-        """The longest that everybody's coming or going takes: proofs, reloads, one after the other."""
-        all_ = self.w.all
-        slow = 1.0 + self.w.jitter
-        return max(a.step_s + a.offload_s for a in all_) * 2 + slow * sum(a.reload_s for a in all_) + 0.2
-
-    @property
     def rough(self) -> bool:
         return self.w.faults.deaths or self.w.faults.foreign
 
@@ -88,8 +95,10 @@ class Checker:
 
     def planned(self, world: World, plan: Plan) -> None:
         w, now = self.w, self.w.now
+        self.look()
         rows = {r.incarnation: r for r in w.ledger.rows.values()}
         burst = w.memory.burst
+        self.swap(plan)
         for who, reason in plan.revoke:
             a = w.actors.get(who.pid)
             if a is None or a.me != who:
@@ -113,7 +122,6 @@ class Checker:
             a = w.actors.get(who.pid)
             if a and a.want.bytes <= self.room():
                 raise Violation(f"refuse: {a.name} would fit alone")
-        self.swap(plan)
 
     def up(self, who: object) -> bool:
         return any(a.me == who and a.resident for a in self.w.actors.values())
@@ -128,7 +136,7 @@ class Checker:
         return None
 
     def all_fit(self) -> bool:
-        return sum(a.want.bytes for a in self.live()) <= self.room()
+        return self.fit
 
     def revoked(self, a: Actor, reason: str, now: float) -> None:
         wanted = [x for x in [*self.live(), *self.jobs(), *self.jobs("batch")] if not self.off(x)]
@@ -152,6 +160,16 @@ class Checker:
     def swap(self, plan: Plan) -> None:
         """Begins and ends of swaps, by the policy's own word of who runs."""
         burst, now = plan.memory.burst, self.w.now
+        if self.began and self.in_s is None and (burst is None or burst.began_s != self.began[0] or self.up(burst.who)):
+            self.in_s = now - self.began[0]
+        if self.began and self.ended_s < self.began[0] and (burst is None or burst.began_s != self.began[0]):
+            self.ended_s = now
+        if self.began and self.ended_s >= self.began[0] and (burst is not None or self.settled()):
+            took = (self.in_s or 0.0) + now - self.ended_s
+            if self.began[1] in ("silence", "patience"):
+                self.taken.append((self.began[0], took))
+            self.rest_until = max(self.rest_until, now + self.set.rest_swaps * took)
+            self.began = None
         if self.began is None and burst is not None and burst.began_s == now and burst.start != "found":
             who = next((a for a in self.w.actors.values() if a.me == burst.who), None)
             if who:
@@ -160,19 +178,6 @@ class Checker:
             self.starts[burst.start] = self.starts.get(burst.start, 0) + 1
             if burst.cost_s:
                 self.began, self.in_s = (now, burst.start), None
-                self.back = False
-        if self.began is None:
-            return
-        if self.in_s is None and (burst is None or self.up(burst.who)):
-            self.in_s = now - self.began[0]
-        if burst is None and self.ended_s < self.began[0]:
-            self.ended_s = now
-        if self.ended_s >= self.began[0] and (burst is not None or self.settled()):
-            took = (self.in_s or 0.0) + now - self.ended_s
-            if self.began[1] in ("silence", "patience"):
-                self.taken.append((self.began[0], took))
-            self.rest_until = now + self.set.rest_swaps * took
-            self.began, self.back = None, True
 
     def settled(self) -> bool:
         """Everybody who left and still can is back; who cannot is not waited for."""
@@ -236,6 +241,7 @@ class Checker:
 
     def saw(self, world: World) -> None:
         w, now = self.w, self.w.now
+        self.look()
         known = (
             tuple(sorted(w.notes.pins)),
             tuple(n for n, t in w.notes.off_until_s.items() if t > now),
@@ -282,11 +288,11 @@ class Checker:
                 continue
             if self.rough or self.w.faults.hands and not clear:
                 continue
-            n = sum(x.lane == "burst" for x in self.w.all) + (0 if self.all_fit() else len(self.live()))
+            n = self.bursts + (0 if self.all_fit() else len(self.live()))
             swap = self.swap_s
             bound = self.set.overdue_s + (n - 1) * (self.set.max_hold_s + 2 * swap) + 2 * swap
             if not self.all_fit():
-                bound += self.set.keep_reloads * max(x.reload_s * (1 + self.w.jitter) for x in self.w.all) + self.set.keep_at_least_s
+                bound += self.keep_s
             # It waits anew after each turn.
             if now - since > bound + EPS:
                 raise Violation(f"burst wait: {a.name} waits {now - since:.1f} s, the bound is {bound:.1f} s ({n} take turns)")

@@ -141,11 +141,11 @@ class Schedule(World):
             foreign=kind > 0.95,
             crowd=0.85 <= kind < 0.95,
         )
-        hold_s = rng.uniform(4.0, 30.0)
-        overdue_s = rng.uniform(8.0, 60.0)
+        hold_s = rng.uniform(2.0, 15.0)
+        overdue_s = rng.uniform(5.0, 40.0)
         settings = GpuSettings(
             lag_soft_s=rng.uniform(0.5, 4.0),
-            lag_hard_s=rng.uniform(5.0, 30.0),
+            lag_hard_s=rng.uniform(4.0, 15.0),
             silence_s=rng.uniform(0.2, 1.5),
             patience_s=rng.uniform(0.2, 0.8) * overdue_s,
             overdue_s=overdue_s,
@@ -154,10 +154,10 @@ class Schedule(World):
             max_cuts=rng.randrange(4),
         )
         self.total_gib = rng.choice((8, 12, 16, 24))
-        limits = Limits(margin_bytes=0, repeat_s=15.0, offload_at_least_s=2.0)
+        limits = Limits(margin_bytes=0, repeat_s=20.0, offload_at_least_s=2.0)
         super().__init__(settings, limits, self.total_gib * GIB, status_every_s=97.0)
         self.decide = decide
-        self.lasts_s = rng.uniform(100.0, 250.0) if seed % 200 else 7500.0
+        self.lasts_s = rng.uniform(60.0, 140.0) if seed % 500 else 7500.0
         self.reclaim_s = rng.uniform(0.0, 3.0) if self.faults.deaths else 0.0
         self.jitter = rng.choice((0.0, 0.0, 0.3))
         self.factor: dict[str, float] = {}
@@ -198,7 +198,7 @@ class Schedule(World):
     def job(self, name: str, size: float, lane: str, gb_s: float) -> None:
         job = Job(name, int(size * GIB), lane, **self.speeds(size, gb_s))
         job.rng = self.rng
-        job.work_s, job.gap_s = self.rng.choice((1.0, 5.0, 20.0, 200.0)), self.rng.choice((0.1, 20.0, 100.0))
+        job.work_s, job.gap_s = self.rng.choice((1.0, 5.0, 100.0)), self.rng.choice((0.1, 10.0, 60.0))
         self.all.append(job)
 
     def speeds(self, size: float, gb_s: float) -> dict[str, float]:
