@@ -88,6 +88,8 @@ class _Decision:
         was = self.memory.burst
         if was and (burst is None or burst.who != was.who or ended):  # it is done (or dead), cut, or over
             self._close(was, ended)
+        if self.memory.returning and all(w.ready for w in self.kept):
+            self._returned()
         start = "" if burst is None or ended else self._starts(burst)
         go = burst if start else None
         target = self._target(go, burst if ended else None, free_ride)
@@ -169,24 +171,25 @@ class _Decision:
         assert self.memory.burst
         if free_ride or (w.pinned and w.state is GRANTED):
             return ""
-        held_s = self.memory.burst.held_s
-        ran = self.now - held_s  # below 0 until it is granted
+        # Moments, not durations: what is compared is what it is woken at, to the last bit.
+        over_s = self.memory.burst.held_s + self.set.max_hold_s
+        may_cut_s = self.memory.burst.held_s + self.set.burst_min_s  # never, until it is granted
         cuts = self.memory.cuts.get(w.name, 0)
-        if ran >= self.set.max_hold_s:
+        if self.now >= over_s:
             return f"it had its {self.set.max_hold_s:.0f} s"
         if w.lane == "batch" and any(o.lane == "burst" and self._can_go(o) for o in self.others):
             return "a burst is wanted, and batch work comes last"
-        if self.lag_s > self.set.lag_hard_s and ran >= self.set.burst_min_s and cuts < self.set.max_cuts:
+        if self.lag_s > self.set.lag_hard_s and self.now >= may_cut_s and cuts < self.set.max_cuts:
             return f"cut short: captions are {self.lag_s:.0f} s late"
-        self.wakes += [held_s + self.set.max_hold_s, held_s + self.set.burst_min_s]
+        self.wakes += [over_s, may_cut_s]
         return ""
 
     def _starts(self, w: Worker) -> str:
         """What lets it go now; empty, and a reason in `waits`, when nothing does."""
         if self._runs(w):
             return "running"
-        since, overdue_s, patience_s = self._since(w), self.set.overdue_s, self.set.patience_s
-        waited = self.now - since
+        overdue_s = self._since(w) + self.set.overdue_s
+        patience_s = self._since(w) + self.set.patience_s
         quiet = self.silence_s >= self.set.silence_s
         late = self.lag_s > self.set.lag_soft_s
         rest_s = self.memory.rest_until_s - self.now
@@ -198,9 +201,9 @@ class _Decision:
         if w.lane == "batch" and any(o.lane == "burst" and self._can_go(o) for o in self.others):
             self.waits[w.who] = "a burst is wanted, and batch work comes last"
             return ""
-        if (quiet or waited >= patience_s) and not (late or rest_s > 0 or missing):
+        if (quiet or self.now >= patience_s) and not (late or rest_s > 0 or missing):
             return "silence" if quiet else "patience"
-        if waited >= overdue_s and (not missing or self.now >= back_s):
+        if self.now >= overdue_s and (not missing or self.now >= back_s):
             return "overdue"
         if missing:
             why = f"{missing[0].name} comes first"
@@ -209,9 +212,9 @@ class _Decision:
         elif rest_s > 0:
             why = f"the GPU rests from swapping for {rest_s:.0f} s more"
         else:
-            why = f"somebody speaks; it waits {since + patience_s - self.now:.0f} s more for a pause"
-        self.waits[w.who] = f"{why}; overdue in {max(0.0, since + overdue_s - self.now):.0f} s"
-        self.wakes += [since + overdue_s, since + patience_s, self.memory.rest_until_s, back_s]
+            why = f"somebody speaks; it waits {patience_s - self.now:.0f} s more for a pause"
+        self.waits[w.who] = f"{why}; overdue in {max(0.0, overdue_s - self.now):.0f} s"
+        self.wakes += [overdue_s, patience_s, self.memory.rest_until_s, back_s]
         return ""
 
     def _close(self, was: Burst, ended: str) -> None:
@@ -228,6 +231,12 @@ class _Decision:
             came_in_s=min(was.ready_s, self.now) - was.began_s,
             rest_until_s=max(self.memory.rest_until_s, self.now + self.set.rest_swaps * was.cost_s),
         )
+
+    def _returned(self) -> None:
+        """Everybody is back. What the swap really took counts, if it is more than expected: a kill on the way, say."""
+        took_s = self.memory.came_in_s + self.now - self.memory.ended_s
+        rest_until_s = max(self.memory.rest_until_s, self.now + self.set.rest_swaps * took_s)
+        self.memory = msgspec.structs.replace(self.memory, returning=False, rest_until_s=rest_until_s)
 
     def _remember(self, w: Worker, start: str, target: list[Worker]) -> None:
         """It begins, or what is new of it: granted, resident."""
@@ -311,11 +320,6 @@ class _Decision:
         dying = [w for w in self.workers if w.state in (KILLED, RECLAIMING) and w.bytes]
         missing = [w for w in target if w.state is not GRANTED or not w.ready]
         rider = next((w for w in missing if w.lane != "live" and w is not go), None)
-        if self.memory.returning and not any(w in self.live for w in missing):
-            # What the swap really took counts, if it was more than expected: a worker that had to be killed, say.
-            took_s = self.memory.came_in_s + self.now - self.memory.ended_s
-            rest_until_s = max(self.memory.rest_until_s, self.now + self.set.rest_swaps * took_s)
-            self.memory = msgspec.structs.replace(self.memory, returning=False, rest_until_s=rest_until_s)
         if dying:
             return "reclaiming", f"{dying[0].name} is {dying[0].state}; its {gib(dying[0].bytes)} are not free yet"
         if go and self.memory.burst:

@@ -168,7 +168,8 @@ class Checker:
             took = (self.in_s or 0.0) + now - self.ended_s
             if self.began[1] in ("silence", "patience"):
                 self.taken.append((self.began[0], took))
-            self.rest_until = max(self.rest_until, now + self.set.rest_swaps * took)
+            if self.settled():
+                self.rest_until = max(self.rest_until, now + self.set.rest_swaps * took)
             self.began = None
         if self.began is None and burst is not None and burst.began_s == now and burst.start != "found":
             who = next((a for a in self.w.actors.values() if a.me == burst.who), None)
@@ -205,7 +206,7 @@ class Checker:
             raise Violation(f"lag soft: {a.name} begins though captions are late")
         if not quiet and waited < s.patience_s - EPS:
             raise Violation(f"silence: {a.name} begins while somebody speaks, after {waited:.2f} s")
-        if now < self.rest_until - EPS and not self.touched():
+        if now < self.rest_until - EPS and not self.rough:
             raise Violation(f"rest: {a.name} begins {self.rest_until - now:.2f} s too early")
         if missing:
             raise Violation(f"first: {a.name} begins before {missing} is there")
