@@ -31,6 +31,7 @@ class Checker:
         self.away: dict[str, float] = {}  # live -> since when it is away though it wants
         self.late: dict[str, float] = {}  # live -> since when it is too late, away, and a cut is due
         self.hand_at = -inf  # when a person, a death or another program last changed what is possible
+        self.forced_at = inf
         self.known: tuple[object, ...] = ()
         self.calm_since: float | None = None
         self.cuts: dict[str, int] = {}
@@ -113,6 +114,8 @@ class Checker:
                 raise Violation(f"one at a time: {who.worker} is granted while {loads[0].incarnation.worker} loads")
             first = self.first_back()
             a = w.actors[who.pid]
+            if w.notes.off_until_s.get(a.name, -inf) > now:
+                raise Violation(f"evict: {a.name} is granted though it was evicted by hand")
             self.held[a.name] = now
             if a.lane == "live" and first and first is not a and burst is None:
                 raise Violation(f"give-back order: {who.worker} before {first.name}")
@@ -152,7 +155,7 @@ class Checker:
             if max((x.lag_s(now) for x in self.live() if x is not a), default=0.0) <= self.set.lag_hard_s - EPS:
                 raise Violation(f"cut: {a.name} is cut and nobody is late")
         makes_room = reason.startswith(("makes room", "it had", "cut", "evicted", "resize"))
-        if a.lane == "live" and not makes_room and self.w.memory.burst is None and self.ended_s < now:
+        if a.lane == "live" and not makes_room and self.w.memory.burst is None and self.w.memory.ended_s < now:
             stayed = now - self.w.notes.moved_s.get(a.me, -inf)
             if stayed < max(self.set.keep_at_least_s, self.set.keep_reloads * a.loaded_in_s) - EPS:
                 raise Violation(f"keep: {a.name} has to leave after {stayed:.2f} s: {reason}")
@@ -257,6 +260,11 @@ class Checker:
         on_card = sum(a.held for a in w.actors.values()) + sum(w.dead.values()) + w.foreign_bytes
         if on_card > w.total_bytes:
             raise Violation(f"cap: {on_card} of {w.total_bytes} bytes are held")
+        rides = sum(a.want.bytes for a in [*self.live(), *self.jobs()]) <= self.cap  # it comes when the bus is free
+        if not w.memory.forced or w.memory.burst or w.notes.pins or rides:
+            self.forced_at = now
+        elif now > self.forced_at + 1.0:
+            raise Violation(f"by hand: {w.memory.forced} does not begin")
         self.turns(now)
         self.absences(now)
         self.eager(now)
@@ -289,6 +297,9 @@ class Checker:
                 continue
             if self.rough or self.w.faults.hands and not clear:
                 continue
+            every = [*self.live(), *jobs, *self.jobs("batch")]
+            if sum(x.want.bytes for x in every) <= self.room() and now - since > 2 * self.swap_s + EPS:
+                raise Violation(f"free ride: all fit, and {a.name} waits {now - since:.1f} s")
             n = self.bursts + (0 if self.all_fit() else len(self.live()))
             swap = self.swap_s
             bound = self.set.overdue_s + (n - 1) * (self.set.max_hold_s + 2 * swap) + 2 * swap

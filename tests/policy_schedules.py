@@ -141,11 +141,11 @@ class Schedule(World):
             foreign=kind > 0.95,
             crowd=0.85 <= kind < 0.95,
         )
-        hold_s = rng.uniform(2.0, 15.0)
-        overdue_s = rng.uniform(5.0, 40.0)
+        hold_s = rng.uniform(2.0, 10.0)
+        overdue_s = rng.uniform(5.0, 25.0)
         settings = GpuSettings(
             lag_soft_s=rng.uniform(0.5, 4.0),
-            lag_hard_s=rng.uniform(4.0, 15.0),
+            lag_hard_s=rng.uniform(3.0, 8.0),
             silence_s=rng.uniform(0.2, 1.5),
             patience_s=rng.uniform(0.2, 0.8) * overdue_s,
             overdue_s=overdue_s,
@@ -157,7 +157,7 @@ class Schedule(World):
         limits = Limits(margin_bytes=0, repeat_s=20.0, offload_at_least_s=2.0)
         super().__init__(settings, limits, self.total_gib * GIB, status_every_s=97.0)
         self.decide = decide
-        self.lasts_s = rng.uniform(60.0, 140.0) if seed % 500 else 7500.0
+        self.lasts_s = rng.uniform(40.0, 90.0) if seed % 1000 else 3700.0
         self.reclaim_s = rng.uniform(0.0, 3.0) if self.faults.deaths else 0.0
         self.jitter = rng.choice((0.0, 0.0, 0.3))
         self.factor: dict[str, float] = {}
@@ -166,12 +166,12 @@ class Schedule(World):
         for actor in self.all:
             self.at(rng.uniform(0.0, 5.0), lambda actor=actor: self.arrive(actor))  # type: ignore[misc]
         if self.faults.deaths:
-            self.later(30.0, self.death)
+            self.later(20.0, self.death)
         if self.faults.hands:
-            self.later(30.0, self.hand)
+            self.later(20.0, self.hand)
         if self.faults.foreign:
             self.later(30.0, self.take)
-        self.later(60.0, self.stall)
+        self.later(40.0, self.stall)
 
     def people(self) -> None:
         rng, room = self.rng, self.total_gib
@@ -198,7 +198,7 @@ class Schedule(World):
     def job(self, name: str, size: float, lane: str, gb_s: float) -> None:
         job = Job(name, int(size * GIB), lane, **self.speeds(size, gb_s))
         job.rng = self.rng
-        job.work_s, job.gap_s = self.rng.choice((1.0, 5.0, 100.0)), self.rng.choice((0.1, 10.0, 60.0))
+        job.work_s, job.gap_s = self.rng.choice((1.0, 5.0, 100.0)), self.rng.choice((0.1, 10.0, 30.0))
         self.all.append(job)
 
     def speeds(self, size: float, gb_s: float) -> dict[str, float]:
