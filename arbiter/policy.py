@@ -218,12 +218,15 @@ class _Decision:
         return ""
 
     def _close(self, was: Burst, ended: str) -> None:
-        name, cut = was.who.worker, ended.startswith("cut")
-        cuts = {k: n for k, n in self.memory.cuts.items() if k != name}
+        name, cuts = was.who.worker, dict(self.memory.cuts)
+        if ended.startswith("cut"):
+            cuts[name] = cuts.get(name, 0) + 1
+        elif was.held_s < self.now:  # it had a turn that was not cut; one that never came to be counts for nothing
+            cuts.pop(name, None)
         self.memory = msgspec.structs.replace(
             self.memory,
             burst=None,
-            cuts=cuts | ({name: self.memory.cuts.get(name, 0) + 1} if cut else {}),
+            cuts=cuts,
             returning=was.cost_s > 0,
             served_s=self.memory.served_s | {name: self.now},
             lasted_s=self.memory.lasted_s | ({name: self.now - was.held_s} if was.held_s < self.now else {}),
