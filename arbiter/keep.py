@@ -1,7 +1,7 @@
 """Who stays when not all have room: the cheapest eviction. Pure.
 
-In: live workers, the bytes there are, who must not leave. Out: those to keep, so that what is lost by the absence of
-the others (seconds of reload x weight of the lane) is least.
+In: live workers, the bytes there are, who must not leave, for how long the others would be away. Out: those to keep,
+so that what is lost by the absence of the others (seconds away and of reload, x weight) is least.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from common.settings import GpuSettings
 from common.topology import COVERAGE_PRODUCER
 
 MOST_COMPARED = 10  # workers, the first by weight: every subset of them is looked at; of more, who still fits is kept
+FOR_GOOD_S = 3600.0  # away until something else changes: then the weight decides, and the reload hardly
 HERE = 1.25  # who is there counts so much more: else two that are equal would change places at each new measurement
 
 
@@ -24,13 +25,15 @@ def weight(w: Worker, settings: GpuSettings) -> float:
     return known.get(w.name, 1.0)
 
 
-def keep(workers: Sequence[Worker], room: int, fixed: Sequence[Worker], settings: GpuSettings) -> list[Worker]:
+def keep(
+    workers: Sequence[Worker], room: int, fixed: Sequence[Worker], settings: GpuSettings, away_s: float = FOR_GOOD_S
+) -> list[Worker]:
     """The ones to keep in `room` bytes, in their order; `fixed` ones whatever they take."""
     room -= sum(w.want_bytes for w in workers if w in fixed)
     free = [w for w in workers if w not in fixed]
     if sum(w.want_bytes for w in free) <= room:
         return list(workers)
-    cost = {w.who: w.load_s * weight(w, settings) * (HERE if w.ready else 1.0) for w in free}
+    cost = {w.who: (away_s + w.load_s) * weight(w, settings) * (HERE if w.ready else 1.0) for w in free}
     compared, rest = free[:MOST_COMPARED], free[MOST_COMPARED:]
     best: tuple[Worker, ...] = ()
     least = inf

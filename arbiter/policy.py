@@ -12,7 +12,7 @@ from math import inf
 import msgspec
 
 from arbiter.effects import FREE, GRANTED, KILLED, LOST, RECLAIMING
-from arbiter.keep import keep, weight
+from arbiter.keep import FOR_GOOD_S, keep, weight
 from arbiter.view import Burst, Plan, View, Worker, gib
 from common.messages import Incarnation
 from common.settings import GpuSettings
@@ -264,7 +264,8 @@ class _Decision:
         pinned = [w for w in self.fixed if w not in first and w.lane != "live"]
         left -= sum(w.want_bytes for w in pinned)
         live = [w for w in self.live if w not in first]
-        kept = keep(live, left, self.fixed, self.set)
+        lasts_s = self.memory.lasted_s.get(burst.name, self.set.max_hold_s) if burst else FOR_GOOD_S
+        kept = keep(live, left, self.fixed, self.set, lasts_s)
         left -= sum(w.want_bytes for w in kept)
         out = pinned + [w for w in live if w in kept]
         out = out + first if free_ride else first + out

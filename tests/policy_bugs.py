@@ -108,7 +108,7 @@ class NotByHand(policy._Decision):
 def everybody_leaves(view: View, s: GpuSettings, now: float) -> Plan:
     """All who are there make room, and not the cheapest."""
 
-    def keep(workers: Sequence[Worker], room: int, fixed: Sequence[Worker], settings: GpuSettings) -> list[Worker]:
+    def keep(workers: Sequence[Worker], room: int, fixed: Sequence[Worker], *_: Any) -> list[Worker]:
         fits = sum(w.want_bytes for w in workers) <= room
         return [w for w in workers if fits or w in fixed]
 

@@ -230,9 +230,10 @@ class Checker:
             return
         leaves = [x for x in there if x.me in [who for who, _ in plan.revoke]]
         room = self.room() - a.want.bytes
+        lasts_s = self.w.memory.lasted_s.get(a.name, self.set.max_hold_s)
 
         def cost(some: tuple[Actor, ...] | list[Actor]) -> float:
-            return sum(x.loaded_in_s * weight.get(x.name, 1.0) for x in some)
+            return sum((lasts_s + x.loaded_in_s) * weight.get(x.name, 1.0) for x in some)
 
         best = inf
         for n in range(len(there) + 1):
@@ -265,8 +266,9 @@ class Checker:
         on_card = sum(a.held for a in w.actors.values()) + sum(w.dead.values()) + w.foreign_bytes
         if on_card > w.total_bytes:
             raise Violation(f"cap: {on_card} of {w.total_bytes} bytes are held")
-        rides = sum(a.want.bytes for a in [*self.live(), *self.jobs()]) <= self.cap  # it comes when the bus is free
-        if not w.memory.forced or w.memory.burst or w.notes.pins or rides:
+        asked = [a for a in w.actors.values() if a.name == w.memory.forced]  # one that rides comes when the bus is free
+        rides = sum(a.want.bytes for a in [*self.live(), *asked]) <= self.cap
+        if not w.memory.forced or w.memory.burst or w.notes.pins or rides or self.rough:
             self.forced_at = now
         elif now > self.forced_at + 1.0:
             raise Violation(f"by hand: {w.memory.forced} does not begin")

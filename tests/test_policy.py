@@ -241,7 +241,17 @@ def test_only_the_cheapest_leave() -> None:
     assert leaves(plan(*STACK, burst(8))) == {"translator", "diarizer"}, "the captions stay"
     assert leaves(plan(*STACK, burst(4))) == {"diarizer"}
     dear = (STACK[0], STACK[1], on("diarizer", 3, reload_s=9.0))
-    assert leaves(plan(*dear, burst(5))) == {"translator"}, "what takes long to come back stays"
+    short = Memory(lasted_s={"summarizer": 5.0})
+    assert leaves(plan(*dear, burst(5), memory=short)) == {"translator"}, "what takes long to come back stays"
+    assert leaves(plan(*dear, burst(5))) == {"diarizer"}, "but a long burst keeps out who is missed least"
+
+
+def test_captions_stay_though_they_would_be_back_soonest() -> None:
+    """Where not all live ones fit, it is for good: who is missed most stays, whatever a reload takes."""
+    quick = on("transcriber", 6, reload_s=0.1)
+    assert leaves(plan(quick, on("translator", 5, reload_s=9.0), on("diarizer", 3, reload_s=9.0), cap=12 * G)) == {
+        "diarizer"
+    }
 
 
 def test_the_transcriber_comes_first_after_a_burst_one_after_the_other() -> None:
