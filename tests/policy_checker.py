@@ -33,7 +33,7 @@ class Checker:
         self.hand_at = -inf  # when a person, a death or another program last changed what is possible
         self.forced_at = inf
         self.ran: Incarnation | None = None  # the burst of the last plan
-        self.ended_now = self.fit_since = -inf
+        self.ended_now, self.fit_since = -inf, inf
         self.known: tuple[object, ...] = ()
         self.calm_since: float | None = None
         self.cuts: dict[str, int] = {}
@@ -49,6 +49,7 @@ class Checker:
         # The longest that everybody's coming or going takes: proofs, and reloads one after the other.
         self.swap_s = max(a.step_s + a.offload_s for a in world.all) * 2 + slow * sum(a.reload_s for a in world.all) + 0.2
         self.keep_s = self.set.keep_reloads * slow * max(a.reload_s for a in world.all) + self.set.keep_at_least_s
+        self.slack_s = EPS + max(a.step_s for a in world.all)  # the last step of a turn counts for it, or not
         self.bursts = sum(a.lane == "burst" for a in world.all)
         self.look()
         world.watchers.append(self)
@@ -205,14 +206,14 @@ class Checker:
         late = max((self.told(x).lag_s for x in kept), default=0.0) > s.lag_soft_s + EPS
         missing = [x.name for x in kept if not x.resident]
         if start == "overdue":
-            if waited < s.overdue_s - EPS:
+            if waited < s.overdue_s - self.slack_s:
                 raise Violation(f"overdue: {a.name} begins as overdue after {waited:.2f} s")
             if missing and now < self.ended_s + s.stuck_after_s - EPS:
                 raise Violation(f"back first: {a.name} begins before {missing} is back")
             return
         if late:
             raise Violation(f"lag soft: {a.name} begins though captions are late")
-        if not quiet and waited < s.patience_s - EPS:
+        if not quiet and waited < s.patience_s - self.slack_s:
             raise Violation(f"silence: {a.name} begins while somebody speaks, after {waited:.2f} s")
         if now < self.rest_until - EPS and not self.rough:
             raise Violation(f"rest: {a.name} begins {self.rest_until - now:.2f} s too early")
@@ -292,6 +293,8 @@ class Checker:
         jobs = self.jobs()
         every = [*self.live(), *jobs, *self.jobs("batch")]
         if sum(x.want.bytes for x in every) > self.room() or not clear:
+            self.fit_since = inf
+        elif self.fit_since == inf:
             self.fit_since = now
         turns = [a for a in self.live() if not self.all_fit()] + jobs
         for a in self.w.all:
