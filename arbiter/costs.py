@@ -18,7 +18,7 @@ GIB = 2**30
 CONTEXT_BYTES = int(0.45 * GIB)  # CUDA context of a process, the upper end of what is known of them
 WORDS = "tokens of transcript a second of speech"
 # Working memory beside the weights, as parts of them or in bytes: the sums are the footprints of the mission's stack.
-WORKING = {"transcriber": 2.7, "translator": 0.1, "summarizer": 0.15}
+WORKING = {"transcriber": 2.7, "translator": 0.1, "summarizer": 0.05}
 DIARIZER_WORKING = 3_000_000_000
 LATER = {"translation": "translator", "diarization": "diarizer"}
 

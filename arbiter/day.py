@@ -58,7 +58,11 @@ class Utterance(msgspec.Struct, frozen=True):
 def utterances(spans: Spans, rules: TranscriberSettings) -> list[Utterance]:
     """Spurts joined over short pauses, cut when they get too long: as the transcriber does, without its details."""
     quiet_s, longest_s = rules.end_silence_ms / 1000, rules.max_utterance_s
-    pieces = [(a + k * longest_s, min(b, a + (k + 1) * longest_s)) for a, b in spans for k in range(int((b - a) / longest_s) + 1)]
+    pieces = [
+        (a + k * longest_s, min(b, a + (k + 1) * longest_s))
+        for a, b in spans
+        for k in range(int((b - a) / longest_s) + 1)
+    ]
     out: list[Utterance] = []
     begin, end, speech = 0.0, -inf, 0.0
     for a, b in pieces:
@@ -182,7 +186,8 @@ class Minutes(Actor):
     def _begin(self, world: World) -> None:
         self.began_s = world.now
         left_s = (self.due[0].prompt + self.written) * self.prefill_s + (self.tokens - self.written) * self.token_s
-        world.at(world.now + left_s, lambda n=(self.loads, len(self.delays)): self._done(world, n))  # type: ignore[misc]
+        which = (self.loads, len(self.delays))
+        world.at(world.now + left_s, lambda: self._done(world, which))
 
     def left(self, world: World) -> None:
         if self.due:

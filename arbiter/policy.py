@@ -48,7 +48,9 @@ class _Decision:
                 self.wakes.append(w.off_until_s)
                 self.waits[w.who] = f"evicted by hand, for {w.off_until_s - now:.0f} s more"
         able = [w for w in able if w.off_until_s <= now]
-        self.live = sorted((w for w in able if w.lane == "live"), key=lambda w: (-weight(w, settings), w.since_s, w.name))
+        self.live = sorted(
+            (w for w in able if w.lane == "live"), key=lambda w: (-weight(w, settings), w.since_s, w.name)
+        )
         self.others = sorted((w for w in able if w.lane != "live"), key=self._order)
         self.fixed = [w for w in able if w.pinned and w.state is GRANTED]  # nobody takes these away
         self.silence_s = min((w.silence_s for w in self.live), default=inf)
@@ -57,7 +59,11 @@ class _Decision:
         if self.memory.forced not in [w.name for w in able if w.state is not GRANTED]:
             self.memory = msgspec.structs.replace(self.memory, forced="")
         # The arbiter was started again meanwhile; or who rode free no longer fits beside the live ones.
-        running = [w for w in self.others if w.state is GRANTED and w.lane == "burst" and self.live_bytes + w.want_bytes > self.room]
+        running = [
+            w
+            for w in self.others
+            if w.state is GRANTED and w.lane == "burst" and self.live_bytes + w.want_bytes > self.room
+        ]
         if self.memory.burst is None and running and not running[0].pinned:
             one, since_s = running[0], running[0].granted_at_s
             cost_s = one.load_s + sum(w.load_s for w in self.live if w.state is not GRANTED)

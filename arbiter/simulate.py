@@ -56,6 +56,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     shares: dict[str, float]  # captions | burst | switching | idle
     resident: dict[str, float]  # worker -> share of the time it is on the card
     caption_lag: Delays  # from the end of an utterance to its caption
+    other_lags: dict[str, Delays]  # of those who work on what the captions say, from the same moment
     summary_delay: Delays  # from when minutes were due to when they were written
     summaries: int
     summaries_open: int
@@ -126,6 +127,7 @@ def simulate(settings: Settings, price: Costs, spans: Spans, hours: float, seed:
         shares={k: record.spent[k] / lasts_s for k in ("captions", "burst", "switching", "idle")},
         resident={a.name: record.resident[a.name] / lasts_s for a in [*readers, minutes]},
         caption_lag=delays(captions.late),
+        other_lags={r.name: delays(r.late) for r in readers[1:]},
         summary_delay=delays(minutes.delays),
         summaries=len(minutes.delays),
         summaries_open=len(minutes.due),
@@ -179,10 +181,12 @@ def text(r: Result) -> list[str]:
         f"the card: {shares}",
         "on it: " + ", ".join(f"{k} {v:.1%}" for k, v in r.resident.items()),
         row("captions after the end of an utterance", r.caption_lag),
+        *(row(f"{name} after the end of an utterance", d) for name, d in r.other_lags.items()),
         row("minutes after they were due", r.summary_delay),
-        f"minutes: {r.summaries} written, {r.summaries_open} open, {r.bursts_a_summary:g} bursts each; {r.cuts} cut short, "
-        f"{r.overs} over after the longest hold",
-        f"swaps: {r.swaps_per_hour:g} an hour; begun by " + (", ".join(f"{k} {n}" for k, n in r.starts.items()) or "none"),
+        f"minutes: {r.summaries} written, {r.summaries_open} open, {r.bursts_a_summary:g} bursts each; "
+        f"{r.cuts} cut short, {r.overs} over after the longest hold",
+        f"swaps: {r.swaps_per_hour:g} an hour; begun by "
+        + (", ".join(f"{k} {n}" for k, n in r.starts.items()) or "none"),
         f"switching: {r.shares['switching']:.2%} of the time, {r.switching_worst_hour:.2%} of the worst hour",
         *([f"refused: {r.refused}"] if r.refused else []),
         "None of this was measured on a card, but what is said to be.",

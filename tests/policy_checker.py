@@ -47,8 +47,11 @@ class Checker:
         self.starts: dict[str, int] = {}
         slow = 1.0 + world.jitter
         # The longest that everybody's coming or going takes: proofs, and reloads one after the other.
-        self.swap_s = max(a.step_s + a.offload_s for a in world.all) * 2 + slow * sum(a.reload_s for a in world.all) + 0.2
+        self.swap_s = (
+            max(a.step_s + a.offload_s for a in world.all) * 2 + slow * sum(a.reload_s for a in world.all) + 0.2
+        )
         self.keep_s = self.set.keep_reloads * slow * max(a.reload_s for a in world.all) + self.set.keep_at_least_s
+        self.batch_s = self.swap_s if any(a.lane == "batch" for a in world.all) else 0.0  # it has to leave first
         self.slack_s = EPS + max(a.step_s for a in world.all)  # the last step of a turn counts for it, or not
         self.bursts = sum(a.lane == "burst" for a in world.all)
         self.look()
@@ -102,6 +105,8 @@ class Checker:
         self.look()
         rows = {r.incarnation: r for r in w.ledger.rows.values()}
         burst = w.memory.burst
+        if any(reason.startswith(("cut short", "it had its")) for _, reason in plan.revoke):
+            self.ended_now = now
         if self.ran and (burst is None or burst.who != self.ran):
             self.ended_now = now
         self.ran = burst.who if burst else None
@@ -114,7 +119,7 @@ class Checker:
                 raise Violation(f"pin: {a.name} is pinned and has to leave: {reason}")
             self.revoked(a, reason, now)
         if plan.grant:
-            who, size, hold_s = plan.grant
+            who, size, _ = plan.grant
             loads = [r for r in rows.values() if r.state is e.GRANTED and not self.up(r.incarnation)]
             if any(now < w.notes.moved_s.get(r.incarnation, now) + self.set.stuck_after_s for r in loads):
                 raise Violation(f"one at a time: {who.worker} is granted while {loads[0].incarnation.worker} loads")
@@ -191,9 +196,7 @@ class Checker:
 
     def settled(self) -> bool:
         """Everybody who left and still can is back; who cannot is not waited for."""
-        return not self.w.memory.returning and all(
-            a.resident or not self.granted(a) for a in self.live()
-        )
+        return not self.w.memory.returning and all(a.resident or not self.granted(a) for a in self.live())
 
     def lawful(self, a: Actor, start: str) -> None:
         now, s = self.w.now, self.set
@@ -242,7 +245,9 @@ class Checker:
                 if sum(x.want.bytes for x in there if x not in some) <= room:
                     best = min(best, cost(some))
         if cost(leaves) > best + 1e-9:
-            raise Violation(f"cheapest: {[x.name for x in leaves]} leave for {a.name}, which costs {cost(leaves):.2f}, not {best:.2f}")
+            raise Violation(
+                f"cheapest: {[x.name for x in leaves]} leave for {a.name}: {cost(leaves):.2f}, not {best:.2f}"
+            )
 
     # After each event
 
@@ -298,7 +303,7 @@ class Checker:
             self.fit_since = now
         turns = [a for a in self.live() if not self.all_fit()] + jobs
         for a in self.w.all:
-            if a.lane == "live" and a not in turns or a.lane == "batch":
+            if (a.lane == "live" and a not in turns) or a.lane == "batch":
                 continue
             waits = a.alive and a.want.bytes > 0 and not a.resident and not self.off(a)
             if not waits:
@@ -308,18 +313,20 @@ class Checker:
             if not clear:
                 self.waits[a.name] = since = max(since, now) if self.touched() else since
                 continue
-            if self.rough or self.w.faults.hands and not clear:
+            if self.rough or (self.w.faults.hands and not clear):
                 continue
             if now - max(since, self.fit_since) > 2 * self.swap_s + EPS:
                 raise Violation(f"free ride: all fit, and {a.name} waits {now - since:.1f} s")
             n = self.bursts + (0 if self.all_fit() else len(self.live()))
             swap = self.swap_s
-            bound = self.set.overdue_s + (n - 1) * (self.set.max_hold_s + 2 * swap) + 2 * swap
+            bound = self.set.overdue_s + (n - 1) * (self.set.max_hold_s + 2 * swap) + 2 * swap + self.batch_s
             if not self.all_fit():
                 bound += self.keep_s
             # It waits anew after each turn.
             if now - since > bound + EPS:
-                raise Violation(f"burst wait: {a.name} waits {now - since:.1f} s, the bound is {bound:.1f} s ({n} take turns)")
+                raise Violation(
+                    f"burst wait: {a.name} waits {now - since:.1f} s, the bound is {bound:.1f} s ({n} take turns)"
+                )
 
     def absences(self, now: float) -> None:
         """Live wait: MAX_HOLD + swap; with too much lag the rest of BURST_MIN + longest step + swap."""

@@ -63,7 +63,9 @@ def main() -> int:
             print(f"seed {seed}: {v}", flush=True)
         if n % SAY_EVERY == 0 or n == len(seeds):
             took = f"{time.monotonic() - began:.0f} s, {time.process_time() - cpu:.0f} s of CPU"
-            print(f"{n} schedules, {bad} violations, {seconds / 3600:.0f} h played in {took}; {dict(starts)}", flush=True)
+            print(
+                f"{n} schedules, {bad} violations, {seconds / 3600:.0f} h played in {took}; {dict(starts)}", flush=True
+            )
     return 1 if bad else 0
 
 
