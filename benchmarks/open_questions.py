@@ -25,7 +25,8 @@ ROWS = [  # card in MiB, summarizer, quantise, GB/s, interval in seconds
     (24_564, "qwen2.5-14b", "nf4", 25, 300),
 ]  # fmt: skip
 HEAD = (
-    "| card | minutes by | link | every | captions late p50, p99, most | translations most | minutes late p50, p95, most "
+    "| card | minutes by | link | every | captions late p50, p99, most | translations most "
+    "| minutes late p50, p95, most "
     "| swaps an hour | switching | begun by silence, patience, overdue | bursts each |"
 )
 BARS = (("captions, most", "#c0392b"), ("translations, most", "#e59866"), ("minutes, p95", "#2e86c1"))

@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from workers.plans import Planner
 
 from common import messages as m
 from common.fetch import fetch
@@ -25,6 +24,8 @@ from common.settings import Settings, SummarySettings, UserError
 from tests.conftest import ROOT
 from tests.test_minutes import RATE, Journal
 from workers.minutes import Line
+from workers.plans import Planner
+from workers.plans import Planner
 from workers.poison import Poison
 from workers.summarizer import Summarizer
 
