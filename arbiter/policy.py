@@ -143,13 +143,14 @@ class _Decision:
         pinned = [w for w in self.fixed if w not in self.live]
         left = self.room - sum(w.want_bytes for w in kept + pinned)
         comes = self._beside(left, len(kept) == len(self.live), pinned)
-        waiting = [*(w for w in self.others if w not in comes), *(w for w in self.live if w not in kept)]
+        waiting = [*self.others, *(w for w in self.live if w not in kept)]
         candidates = sorted((w for w in waiting if w.state is not GRANTED), key=self._order)
         chosen = running[:1] or [w for w in candidates if self._can_go(w)][:1]
         for w in candidates:
-            if w not in chosen:
+            if w not in chosen and w not in comes:
                 self.waits[w.who] = f"{chosen[0].name} is first" if chosen else self._pinned_words()
-        return chosen[0] if chosen else None
+        # One that comes by itself, and has waited for longest, comes before any other makes room for itself.
+        return chosen[0] if chosen and (running or chosen[0] not in comes) else None
 
     def _beside(self, left: int, all_live: bool, pinned: list[Worker]) -> list[Worker]:
         """Bursts and batch work that fit in `left` bytes: who is there may stay, others come when nothing live waits.
@@ -200,10 +201,17 @@ class _Decision:
         late = self.lag_s > self.set.lag_soft_s
         rest_s = self.memory.rest_until_s - self.now
         missing = [k for k in self.kept if k is not w and not k.ready]
-        # Those who left for the last burst come back before the next; one that cannot does not hold it up for ever.
-        back_s = self.memory.ended_s + self.set.stuck_after_s
         if w.name == self.memory.forced:
             return "by hand"
+        # Who rides free and would have to leave has its least time first, as a burst has.
+        young = [o for o in self.others if o.state is GRANTED and o.lane == "burst" and o is not w]
+        young_s = max((o.granted_at_s + self.set.burst_min_s for o in young), default=-inf)
+        if self.now < young_s:
+            self.waits[w.who] = f"{young[0].name} has just come"
+            self.wakes.append(young_s)
+            return ""
+        # Those who left for the last burst come back before the next; one that cannot does not hold it up for ever.
+        back_s = self.memory.ended_s + self.set.stuck_after_s
         if w.lane == "batch" and any(o.lane == "burst" and self._can_go(o) for o in self.others):
             self.waits[w.who] = "a burst is wanted, and batch work comes last"
             return ""
