@@ -385,7 +385,11 @@ class Checker:
     def changed(self, world: World, change: e.Changed) -> None:
         name = change.incarnation.worker
         if change.state in (e.REVOKED, e.RECLAIMING):
-            self.left[name] = self.w.now
+            ran = self.ran is not None and self.ran.worker == name
+            live = any(a.name == name and a.lane == "live" for a in self.w.all)
+            # A live worker that leaves unasked, at the end of the lease of a turn that it was kept after, waits on.
+            if ran or not live or change.reason != "it wants nothing":
+                self.left[name] = self.w.now
             if not change.reason.startswith("cut short"):
                 self.cuts.pop(name, None)
 
