@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
 from math import inf
 
@@ -215,9 +215,9 @@ class Record:
 
     def __init__(self, minutes: Minutes, live: list[Reader]) -> None:
         self.minutes, self.live = minutes, live
-        self.spent: Counter[str] = Counter()
-        self.by_hour: Counter[int] = Counter()  # seconds of switching in each hour
-        self.resident: Counter[str] = Counter()
+        self.spent: defaultdict[str, float] = defaultdict(float)
+        self.by_hour: defaultdict[int, float] = defaultdict(float)  # seconds of switching in each hour
+        self.resident: defaultdict[str, float] = defaultdict(float)
         self.starts: Counter[str] = Counter()
         self.cuts = self.overs = 0
         self.refused = ""

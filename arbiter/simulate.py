@@ -22,6 +22,7 @@ from common import profiles
 from common.process import EXIT_USER_ERROR
 from common.settings import Settings, UserError, load
 
+DECODE_TOKENS = 8  # of one piece of an answer, as in workers/generation.py
 PROMPT_TOKENS = 150  # of the question around a transcript
 HELP = {
     "card_mib": "memory of the card (default: the profile's)",
@@ -96,11 +97,10 @@ def simulate(settings: Settings, price: Costs, spans: Spans, hours: float, seed:
     for size in price.sizes:
         more: dict[str, Any] = {"reload_s": size.reload_s, "offload_s": size.offload_s, "step_s": size.step_s}
         if size.lane == "burst":
-            most = min(settings.summary.prefill_tokens * price.prefill_s, 8 * price.token_s)
-            more["step_s"] = max(most, 8 * price.token_s)
+            more["step_s"] = max(settings.summary.prefill_tokens * price.prefill_s, DECODE_TOKENS * price.token_s)
             tokens = settings.summary.max_new_tokens
-            speed = {"prefill_s": price.prefill_s, "token_s": price.token_s, "tokens": tokens}
-            minutes = Minutes(size.name, size.want_bytes, size.lane, **speed, **more)
+            more |= {"prefill_s": price.prefill_s, "token_s": price.token_s, "tokens": tokens}
+            minutes = Minutes(size.name, size.want_bytes, size.lane, **more)
             minutes.residue_bytes = size.residue_bytes
             continue
         one = (Captions if size.name == "transcriber" else Reader)(size.name, size.want_bytes, size.lane, **more)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import Any, Protocol
 
@@ -258,10 +259,13 @@ class World:
         was, actor.residency = actor.resident, "absent"
         del self.actors[actor.me.pid]
         self.dead[actor.me.pid] = actor.held + (actor.residue_bytes if actor.loads else 0)
-        self.at(self.now + self.reclaim_s, lambda pid=actor.me.pid: self.dead.pop(pid, None))  # type: ignore[misc]
+        self.at(self.now + self.reclaim_s, partial(self._reclaimed, actor.me.pid))
         if was:
             actor.left(self)
         self.carry(self.ledger.died(actor.me, self.now))
+
+    def _reclaimed(self, pid: int) -> None:
+        self.dead.pop(pid, None)
 
     def pin(self, name: str, yes: bool) -> None:
         self.notes.pins = self.notes.pins | {name} if yes else self.notes.pins - {name}

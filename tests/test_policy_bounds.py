@@ -15,20 +15,21 @@ import pytest
 from tests.policy_bugs import BUGS
 from tests.policy_checker import Violation, play
 
-IN_CI = 2000
+IN_CI = 500  # of each of four parts
 SAY_EVERY = 5000
 
 
 @pytest.mark.joined
-def test_random_schedules_keep_every_bound() -> None:
+@pytest.mark.parametrize("part", range(4))
+def test_random_schedules_keep_every_bound(part: int) -> None:
     starts: collections.Counter[str] = collections.Counter()
-    for seed in range(1, IN_CI + 1):
+    for seed in range(part * IN_CI + 1, (part + 1) * IN_CI + 1):
         try:
             starts.update(play(seed)[1].starts)
         except Violation as v:
             pytest.fail(f"seed {seed}: {v}")
     for how in ("silence", "patience", "overdue", "by hand"):
-        assert starts[how] >= 20, f"the schedules try too little: {starts}"
+        assert starts[how] >= 5, f"the schedules try too little: {starts}"
 
 
 @pytest.mark.joined

@@ -24,8 +24,6 @@ from common.settings import Settings, SummarySettings, UserError
 from tests.conftest import ROOT
 from tests.test_minutes import RATE, Journal
 from workers.minutes import Line
-from workers.plans import Planner
-from workers.plans import Planner
 from workers.poison import Poison
 from workers.summarizer import Summarizer
 
@@ -55,8 +53,6 @@ def loaded() -> Iterator[Summarizer]:
 def summarizer(loaded: Summarizer) -> Summarizer:
     loaded.books.clear()
     loaded._due_s.clear()
-    loaded.planner = Planner(loaded.prompt, loaded._asked, loaded.s, loaded.settings.gpu)
-    loaded.planner.know(loaded.room, loaded.context, loaded.config.vocab_size)
     return loaded
 
 
