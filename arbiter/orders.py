@@ -18,7 +18,6 @@ from common import topology
 from common.process import Process
 
 IDS_KEPT = 1000
-EVICTED_FOR_S = 10.0
 AGAIN_S = 0.1  # for who asks whether a swap is over
 
 
@@ -79,8 +78,9 @@ class Orders:
             return m.Refused(reason=f"{name} is pinned; first: swapscribe gpu unpin {name}")
         if not self._granted(desk.ledger, name):
             return m.Refused(reason=f"{name} is not on the GPU")
-        desk.notes.off_until_s[name] = now + EVICTED_FOR_S
-        return m.Done(detail=f"{name} has to leave the GPU, and may come back in {EVICTED_FOR_S:.0f} s")
+        for_s = desk.p.settings.gpu.evicted_for_s
+        desk.notes.off_until_s[name] = now + for_s
+        return m.Done(detail=f"{name} has to leave the GPU, and may come back in {for_s:.0f} s")
 
     def _pin(self, desk: Desk, name: str, yes: bool) -> m.Answer:
         pins = desk.notes.pins | {name} if yes else desk.notes.pins - {name}

@@ -7,22 +7,15 @@ whether bytes are free, this file only what would be good. What it remembers is 
 
 from __future__ import annotations
 
-from itertools import combinations
 from math import inf
 
 import msgspec
 
 from arbiter.effects import FREE, GRANTED, KILLED, LOST, RECLAIMING
+from arbiter.keep import FOR_GOOD_S, keep, weight
 from arbiter.view import Burst, Plan, View, Worker, gib
 from common.messages import Incarnation
 from common.settings import GpuSettings
-from common.topology import COVERAGE_PRODUCER
-
-KEEP_AT_LEAST_S = 2.0  # a live worker that displaced another stays so long, or so many times its reload
-KEEP_RELOADS = 10.0
-REST_SWAPS = 9.0  # rest after a burst, in times of what its swap cost: switching takes at most a tenth of the time
-WEIGHT = {COVERAGE_PRODUCER: 4.0, "translator": 2.0}  # what a second without it costs, beside any other worker
-MOST_COMPARED = 10  # live workers, the first by weight: every subset of them is looked at
 
 
 def decide(view: View, settings: GpuSettings, now: float) -> Plan:
@@ -46,8 +39,8 @@ class _Decision:
                 f"it wants {gib(w.want_bytes)}, the card has {gib(self.room)} for leases{view.sum_text}: "
                 "it will never fit; choose a smaller model or quantise"
             )
-        # One that is refused more than it has keeps what it has.
-        self.stays = [w for w in self.refused if w.state is GRANTED]
+        # A live one that is refused more than it has keeps what it has; the others leave, and are refused after that.
+        self.stays = [w for w in self.refused if w.state is GRANTED and w.lane == "live"]
         self.room -= sum(w.bytes for w in self.stays)
         able = [w for w in able if w not in self.refused]
         for w in able:
@@ -55,17 +48,26 @@ class _Decision:
                 self.wakes.append(w.off_until_s)
                 self.waits[w.who] = f"evicted by hand, for {w.off_until_s - now:.0f} s more"
         able = [w for w in able if w.off_until_s <= now]
-        self.live = sorted((w for w in able if w.lane == "live"), key=lambda w: (-_weight(w), w.since_s, w.name))
+        self.live = sorted(
+            (w for w in able if w.lane == "live"), key=lambda w: (-weight(w, settings), w.since_s, w.name)
+        )
         self.others = sorted((w for w in able if w.lane != "live"), key=self._order)
         self.fixed = [w for w in able if w.pinned and w.state is GRANTED]  # nobody takes these away
         self.silence_s = min((w.silence_s for w in self.live), default=inf)
-        names = [w.name for w in able]
-        if self.memory.forced not in names:
+        self.live_bytes = sum(w.want_bytes for w in self.live)
+        self.kept = keep(self.live, self.room, self.fixed, settings)  # those who are there when no burst is
+        if self.memory.forced not in [w.name for w in able if w.state is not GRANTED]:
             self.memory = msgspec.structs.replace(self.memory, forced="")
-        running = [w for w in self.others if w.state is GRANTED and w.lane == "burst"]
-        if self.memory.burst is None and running:  # the arbiter was started again meanwhile
-            since_s = running[0].granted_at_s
-            found = Burst(who=running[0].who, began_s=since_s, held_s=since_s, cost_s=2 * running[0].load_s)
+        # The arbiter was started again meanwhile; or who rode free no longer fits beside the live ones.
+        running = [
+            w
+            for w in self.others
+            if w.state is GRANTED and w.lane == "burst" and self.live_bytes + w.want_bytes > self.room
+        ]
+        if self.memory.burst is None and running and not running[0].pinned:
+            one, since_s = running[0], running[0].granted_at_s
+            cost_s = one.load_s + sum(w.load_s for w in self.live if w.state is not GRANTED)
+            found = Burst(who=one.who, began_s=since_s, held_s=since_s, ready_s=since_s, cost_s=cost_s, start="found")
             self.memory = msgspec.structs.replace(self.memory, burst=found)
 
     def _modest(self, w: Worker) -> Worker:
@@ -82,17 +84,29 @@ class _Decision:
         return msgspec.structs.replace(w, want_bytes=size) if size >= w.least_bytes else w
 
     def plan(self) -> Plan:
-        burst, free_ride = self._burst()
-        self.lag_s = max((w.lag_s for w in self.live if w is not burst), default=0.0)
+        burst = self._burst()
+        # Captions that a burst does not keep waiting are no reason to put it off or end it.
+        self.lag_s = max((w.lag_s for w in self.kept if w is not burst), default=0.0)
+        free_ride = burst is not None and self._rides(burst)
         ended = self._end(burst, free_ride) if burst and self._runs(burst) else ""
         if burst and ended:
             self.waits[burst.who] = ended
-        go = burst is not None and not ended and self._goes(burst, free_ride)
-        target = self._target(burst if go else None, burst if ended else None, free_ride)
-        self._remember(burst, go, ended, target)
-        revoke = self._revocations(target, burst if go else None, bool(ended))
-        grant = None if revoke else self._grant(target, burst if go else None, free_ride)
-        phase, reason = self._phase(burst, go, free_ride, ended, target)
+        was = self.memory.burst
+        if was and (burst is None or burst.who != was.who or ended):  # it is done (or dead), cut, or over
+            self._close(was, ended)
+        if self.memory.returning and all(w.ready for w in self.kept):
+            self._returned()
+        start = "" if burst is None or ended else self._starts(burst)
+        go = burst if start else None
+        target = self._target(go, burst if ended else None, free_ride)
+        if burst and start:
+            self._remember(burst, start, target)
+        revoke = self._revocations(target, go, bool(ended))
+        if revoke:  # who had the GPU until now waits from now on
+            served_s = self.memory.served_s | {who.worker: self.now for who, _ in revoke}
+            self.memory = msgspec.structs.replace(self.memory, served_s=served_s)
+        grant = None if revoke else self._grant(target, go, free_ride)
+        phase, reason = self._phase(go, ended, target)
         return Plan(
             revoke=tuple(revoke),
             grant=grant,
@@ -106,27 +120,49 @@ class _Decision:
 
     # Which burst, and whether it goes
 
-    def _order(self, w: Worker) -> tuple[bool, bool, float, str]:
-        return w.name != self.memory.forced, w.lane == "batch", w.since_s, w.name
+    def _since(self, w: Worker) -> float:
+        """Its waiting begins anew after each turn: so each has its turn, and overdue wins once an interval."""
+        return max(w.since_s, self.memory.served_s.get(w.name, -inf))
 
-    def _burst(self) -> tuple[Worker | None, bool]:
-        """(the burst that runs, or the first wanted; whether it fits beside everything live).
+    def _order(self, w: Worker) -> tuple[bool, bool, float, str]:
+        return w.name != self.memory.forced, w.lane == "batch", self._since(w), w.name
+
+    def _rides(self, w: Worker) -> bool:
+        """All that want the GPU fit on it together with it, batch work left out: nobody waits for its end."""
+        bursts = sum(o.want_bytes for o in self.others if o.lane == "burst" and o is not w)
+        beside = self.live_bytes - (w.want_bytes if w in self.live else 0)
+        return beside + bursts + w.want_bytes <= self.room
+
+    def _burst(self) -> Worker | None:
+        """The burst that runs, or the first that waits and does not simply come beside everybody else.
 
         A live worker that does not fit beside the better ones takes its turn as a burst: else it would never have one.
         """
-        self.kept = kept = self._keep(self.live, self.room)
+        kept = self.kept
         running = [w for w in self.live + self.others if self._runs(w)]
-        waiting = [w for w in [*self.others, *(w for w in self.live if w not in kept)] if w.state is not GRANTED]
-        candidates = sorted(waiting, key=self._order)
+        pinned = [w for w in self.fixed if w not in self.live]
+        left = self.room - sum(w.want_bytes for w in kept + pinned)
+        comes = self._beside(left, len(kept) == len(self.live), pinned)
+        waiting = [*self.others, *(w for w in self.live if w not in kept)]
+        candidates = sorted((w for w in waiting if w.state is not GRANTED), key=self._order)
         chosen = running[:1] or [w for w in candidates if self._can_go(w)][:1]
         for w in candidates:
-            if w not in chosen:
+            if w not in chosen and w not in comes:
                 self.waits[w.who] = f"{chosen[0].name} is first" if chosen else self._pinned_words()
-        if not chosen:
-            return None, False
-        one = chosen[0]
-        beside = sum(w.want_bytes for w in self.live if w is not one)
-        return one, beside + one.want_bytes <= self.room
+        # One that comes by itself, and has waited for longest, comes before any other makes room for itself.
+        return chosen[0] if chosen and (running or chosen[0] not in comes) else None
+
+    def _beside(self, left: int, all_live: bool, pinned: list[Worker]) -> list[Worker]:
+        """Bursts and batch work that fit in `left` bytes: who is there may stay, others come when nothing live waits.
+
+        Batch work last, even if it is there.
+        """
+        out = []
+        for w in sorted(self.others, key=lambda w: (w.lane == "batch", w.state is not GRANTED)):
+            if w not in pinned and (w.state is GRANTED or all_live) and w.want_bytes <= left:
+                out.append(w)
+                left -= w.want_bytes
+        return out
 
     def _runs(self, w: Worker) -> bool:
         return self.memory.burst is not None and self.memory.burst.who == w.who
@@ -142,83 +178,99 @@ class _Decision:
         assert self.memory.burst
         if free_ride or (w.pinned and w.state is GRANTED):
             return ""
-        held_s = self.memory.burst.held_s
-        ran = self.now - held_s  # below 0 until it is granted
-        cuts = self.memory.cuts.get(w.name, 0)
-        if ran >= self.set.max_hold_s:
-            return f"it had its {self.set.max_hold_s:.0f} s"
-        if w.lane == "batch" and any(o.lane == "burst" for o in self.others):
-            return "a burst is wanted, and batch work comes last"
+        # Moments, not durations: what is compared is what it is woken at, to the last bit.
+        over_s = self.memory.burst.held_s + self.set.max_hold_s
         least_s = max(self.set.burst_min_s, w.burst_min_s)  # less would be a swap for nothing
-        if self.lag_s > self.set.lag_hard_s and ran >= least_s and cuts < self.set.max_cuts:
+        may_cut_s = self.memory.burst.held_s + least_s  # never, until it is granted
+        cuts = self.memory.cuts.get(w.name, 0)
+        if self.now >= over_s:
+            return f"it had its {self.set.max_hold_s:.0f} s"
+        if w.lane == "batch" and any(o.lane == "burst" and self._can_go(o) for o in self.others):
+            return "a burst is wanted, and batch work comes last"
+        if self.lag_s > self.set.lag_hard_s and self.now >= may_cut_s and cuts < self.set.max_cuts:
             return f"cut short: captions are {self.lag_s:.0f} s late"
-        self.wakes += [held_s + self.set.max_hold_s, held_s + least_s]
+        self.wakes += [over_s, may_cut_s]
         return ""
 
-    def _goes(self, w: Worker, free_ride: bool) -> bool:
-        """Now, or why not yet."""
-        since = max(w.since_s, self.memory.served_s.get(w.name, -inf))
-        waited = self.now - since
-        if self._runs(w) or free_ride or w.name == self.memory.forced or waited >= self.set.overdue_s:
-            return True
-        quiet = self.silence_s >= self.set.silence_s or waited >= self.set.patience_s
+    def _starts(self, w: Worker) -> str:
+        """What lets it go now; empty, and a reason in `waits`, when nothing does."""
+        if self._runs(w):
+            return "running"
+        overdue_s = self._since(w) + self.set.overdue_s
+        patience_s = self._since(w) + self.set.patience_s
+        quiet = self.silence_s >= self.set.silence_s
         late = self.lag_s > self.set.lag_soft_s
-        rests = self.now < self.memory.rest_until_s
+        rest_s = self.memory.rest_until_s - self.now
         missing = [k for k in self.kept if k is not w and not k.ready]
-        if quiet and not late and not rests and not missing:
-            return True
+        if w.name == self.memory.forced:
+            return "by hand"
+        # Who rides free and would have to leave has its least time first, as a burst has.
+        young = [o for o in self.others if o.state is GRANTED and o.lane == "burst" and o is not w]
+        young_s = max((o.granted_at_s + max(self.set.burst_min_s, o.burst_min_s) for o in young), default=-inf)
+        if self.now < young_s:
+            self.waits[w.who] = f"{young[0].name} has just come"
+            self.wakes.append(young_s)
+            return ""
+        # Those who left for the last burst come back before the next; one that cannot does not hold it up for ever.
+        back_s = self.memory.ended_s + self.set.stuck_after_s
+        if w.lane == "batch" and any(o.lane == "burst" and self._can_go(o) for o in self.others):
+            self.waits[w.who] = "a burst is wanted, and batch work comes last"
+            return ""
+        if (quiet or self.now >= patience_s) and not (late or rest_s > 0 or missing):
+            return "silence" if quiet else "patience"
+        if self.now >= overdue_s and (not missing or self.now >= back_s):
+            return "overdue"
         if missing:
             why = f"{missing[0].name} comes first"
         elif late:
             why = f"captions are {self.lag_s:.1f} s late"
-        elif rests:
-            why = f"the GPU rests from swapping for {self.memory.rest_until_s - self.now:.0f} s more"
+        elif rest_s > 0:
+            why = f"the GPU rests from swapping for {rest_s:.0f} s more"
         else:
-            why = f"somebody speaks; it waits {since + self.set.patience_s - self.now:.0f} s more for a pause"
-        self.waits[w.who] = f"{why}; overdue in {since + self.set.overdue_s - self.now:.0f} s"
-        self.wakes += [since + self.set.overdue_s, since + self.set.patience_s, self.memory.rest_until_s]
-        return False
+            why = f"somebody speaks; it waits {patience_s - self.now:.0f} s more for a pause"
+        self.waits[w.who] = f"{why}; overdue in {max(0.0, overdue_s - self.now):.0f} s"
+        self.wakes += [overdue_s, patience_s, self.memory.rest_until_s, back_s]
+        return ""
 
-    def _remember(self, burst: Worker | None, go: bool, ended: str, target: list[Worker]) -> None:
+    def _close(self, was: Burst, ended: str) -> None:
+        name, cuts = was.who.worker, dict(self.memory.cuts)
+        if ended.startswith("cut"):
+            cuts[name] = cuts.get(name, 0) + 1
+        elif was.held_s < self.now:  # it had a turn that was not cut; one that never came to be counts for nothing
+            cuts.pop(name, None)
+        self.memory = msgspec.structs.replace(
+            self.memory,
+            burst=None,
+            cuts=cuts,
+            returning=was.cost_s > 0,
+            served_s=self.memory.served_s | {name: self.now},
+            lasted_s=self.memory.lasted_s | ({name: self.now - was.held_s} if was.held_s < self.now else {}),
+            ended_s=self.now if was.cost_s else self.memory.ended_s,
+            came_in_s=min(was.ready_s, self.now) - was.began_s,
+            rest_until_s=max(self.memory.rest_until_s, self.now + self.set.rest_swaps * was.cost_s),
+        )
+
+    def _returned(self) -> None:
+        """Everybody is back. What the swap really took counts, if it is more than expected: a kill on the way, say."""
+        took_s = self.memory.came_in_s + self.now - self.memory.ended_s
+        rest_until_s = max(self.memory.rest_until_s, self.now + self.set.rest_swaps * took_s)
+        self.memory = msgspec.structs.replace(self.memory, returning=False, rest_until_s=rest_until_s)
+
+    def _remember(self, w: Worker, start: str, target: list[Worker]) -> None:
+        """It begins, or what is new of it: granted, resident."""
         was, change = self.memory.burst, msgspec.structs.replace
-        running = was is not None and burst is not None and burst.who == was.who
-        if was is not None and (not running or ended):  # it is done (or dead), cut, or over
-            name = was.who.worker
-            cuts = {k: n for k, n in self.memory.cuts.items() if k != name}
-            if ended.startswith("cut"):
-                cuts[name] = self.memory.cuts.get(name, 0) + 1
-            self.memory = change(
-                self.memory,
-                burst=None,
-                cuts=cuts,
-                returning=was.cost_s > 0,
-                served_s=self.memory.served_s | {name: self.now},
-                lasted_s=self.memory.lasted_s | ({name: self.now - was.held_s} if was.held_s < self.now else {}),
-                rest_until_s=self.now + REST_SWAPS * was.cost_s if was.cost_s else self.memory.rest_until_s,
-            )
-        if was and running and not ended and burst and burst.state is GRANTED and was.held_s == inf:
-            self.memory = change(self.memory, burst=change(was, held_s=burst.granted_at_s))
-        if burst and go and not (running and was):
-            leaves = [w for w in self.live if w.state is GRANTED and w not in target]
-            cost = burst.load_s + burst.offload_s + sum(w.load_s + w.offload_s for w in leaves) if leaves else 0.0
-            began = Burst(who=burst.who, began_s=self.now, cost_s=cost)
+        if was is None:
+            leaves = [x for x in self.live + self.others if x.state is GRANTED and x not in target]
+            cost = w.load_s + w.offload_s + sum(x.load_s + x.offload_s for x in leaves) if leaves else 0.0
+            began = Burst(who=w.who, began_s=self.now, cost_s=cost, start=start)
             swaps = self.memory.swaps + bool(leaves)
             self.memory = change(self.memory, burst=began, swaps=swaps, returning=False, forced="")
+        elif w.state is GRANTED:
+            ready_s = min(was.ready_s, self.now) if w.ready else was.ready_s
+            held_s = min(was.held_s, w.granted_at_s)
+            self.memory = change(self.memory, burst=change(was, held_s=held_s, ready_s=ready_s))
 
     # Who should be there, and the next move
-
-    def _keep(self, workers: list[Worker], room: int) -> list[Worker]:
-        """The ones to keep in `room`: those left out cost the least (reload time x weight); pinned ones first."""
-        fixed = [w for w in workers if w in self.fixed]
-        free = [w for w in workers if w not in fixed][:MOST_COMPARED]
-        room -= sum(w.want_bytes for w in fixed)
-        best, least = fixed, inf
-        for n in range(len(free), -1, -1):
-            for some in combinations(free, n):
-                cost = sum(w.load_s * _weight(w) for w in free if w not in some)
-                if cost < least and sum(w.want_bytes for w in some) <= room:
-                    best, least = fixed + list(some), cost
-        return best
 
     def _target(self, burst: Worker | None, ended: Worker | None, free_ride: bool) -> list[Worker]:
         """Everybody who should be there, in the order in which they are granted."""
@@ -227,7 +279,8 @@ class _Decision:
         pinned = [w for w in self.fixed if w not in first and w.lane != "live"]
         left -= sum(w.want_bytes for w in pinned)
         live = [w for w in self.live if w not in first]
-        kept = self._keep(live, left)
+        lasts_s = self.memory.lasted_s.get(burst.name, self.set.max_hold_s) if burst else FOR_GOOD_S
+        kept = keep(live, left, self.fixed, self.set, lasts_s)
         left -= sum(w.want_bytes for w in kept)
         out = pinned + [w for w in live if w in kept]
         out = out + first if free_ride else first + out
@@ -235,12 +288,9 @@ class _Decision:
             if w not in kept:
                 beside = ", ".join(x.name for x in out)
                 self.waits.setdefault(w.who, f"{beside} {'has' if burst else 'is on'} the GPU")
-        for w in self.others:  # who disturbs nobody may stay, and may come when nothing live waits
-            comes = w.state is GRANTED or len(kept) == len(live)
-            if w not in out and w is not ended and comes and w.want_bytes <= left:
-                out.append(w)
-                left -= w.want_bytes
-                self.waits.pop(w.who, None)
+        for w in self._beside(left, len(kept) == len(live), [*out, *([ended] if ended else [])]):
+            out.append(w)
+            self.waits.pop(w.who, None)
         return out
 
     def _revocations(self, target: list[Worker], burst: Worker | None, ended: bool) -> list[tuple[Incarnation, str]]:
@@ -253,7 +303,7 @@ class _Decision:
             elif w in self.stays:
                 continue
             elif w not in target:
-                stays_until = w.granted_at_s + max(KEEP_AT_LEAST_S, KEEP_RELOADS * w.load_s)
+                stays_until = w.granted_at_s + max(self.set.keep_at_least_s, self.set.keep_reloads * w.load_s)
                 if burst or ended or w.lane != "live" or self.now >= stays_until:
                     why = f"makes room for {burst.name}" if burst else self.waits.get(w.who, "others need its room")
                     out.append((w.who, why))
@@ -285,26 +335,17 @@ class _Decision:
             loads = loads or [w]
         return found
 
-    def _phase(
-        self, burst: Worker | None, go: bool, free_ride: bool, ended: str, target: list[Worker]
-    ) -> tuple[str, str]:
+    def _phase(self, go: Worker | None, ended: str, target: list[Worker]) -> tuple[str, str]:
         dying = [w for w in self.workers if w.state in (KILLED, RECLAIMING) and w.bytes]
         missing = [w for w in target if w.state is not GRANTED or not w.ready]
-        if self.memory.returning and not any(w in self.live for w in missing):
-            self.memory = msgspec.structs.replace(self.memory, returning=False)
+        rider = next((w for w in missing if w.lane != "live" and w is not go), None)
         if dying:
             return "reclaiming", f"{dying[0].name} is {dying[0].state}; its {gib(dying[0].bytes)} are not free yet"
-        swapped = self.memory.burst is not None and self.memory.burst.cost_s > 0
-        if go and burst and (swapped or not free_ride):
-            if burst in missing:
-                return "making room", f"{burst.name} comes"
-            return "burst", f"{burst.name} has the GPU"
+        if go and self.memory.burst:
+            how = {"found": "", "by hand": " by hand"}.get(self.memory.burst.start, f" by {self.memory.burst.start}")
+            return ("making room", f"{go.name} comes{how}") if go in missing else ("burst", f"{go.name} has the GPU")
         if self.memory.returning:
             return "giving back", f"{ended or 'the burst is over'}; {missing[0].name if missing else 'all'} comes back"
-        if go and burst:
-            return "free ride", f"{burst.name} fits beside everything live"
+        if rider and rider is missing[0]:
+            return "free ride", f"{rider.name} fits beside everything live"
         return "idle", f"{missing[0].name} is loading" if missing else ""
-
-
-def _weight(w: Worker) -> float:
-    return WEIGHT.get(w.name, 1.0)

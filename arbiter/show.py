@@ -69,16 +69,17 @@ def _since_s(row: Row, notes: Notes) -> float:
 
 def _worker(row: Row, notes: Notes) -> Worker:
     who, s = row.incarnation, row.status
-    base = Worker(
-        who=who,
-        state=row.state,
-        bytes=row.counted,
-        granted_at_s=notes.moved_s.get(who, 0.0),
-        pinned=who.worker in notes.pins,
-        off_until_s=notes.off_until_s.get(who.worker, 0.0),
-    )
+    granted_at_s, pinned = notes.moved_s.get(who, 0.0), who.worker in notes.pins
+    off_until_s = notes.off_until_s.get(who.worker, 0.0)
     if s is None:
-        return base
+        return Worker(
+            who=who,
+            state=row.state,
+            bytes=row.counted,
+            granted_at_s=granted_at_s,
+            pinned=pinned,
+            off_until_s=off_until_s,
+        )
     return Worker(
         who=who,
         state=row.state,
@@ -89,14 +90,14 @@ def _worker(row: Row, notes: Notes) -> Worker:
         lane=s.wants.lane,
         since_s=_since_s(row, notes),
         ready=ready(row),
-        granted_at_s=base.granted_at_s,
+        granted_at_s=granted_at_s,
         lag_s=s.lag_s,
         silence_s=s.silence_s if who.worker == COVERAGE_PRODUCER else inf,  # the others do not listen
         reload_s=s.reload_s,
         offload_s=s.offload_s,
         burst_min_s=s.burst_min_s,
-        pinned=base.pinned,
-        off_until_s=base.off_until_s,
+        pinned=pinned,
+        off_until_s=off_until_s,
     )
 
 

@@ -47,12 +47,14 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Burst(msgspec.Struct, frozen=True, kw_only=True):
-    """The one that has the GPU for a while, from the decision to serve it to its end."""
+    """The one that has the GPU for a while, from the decision to serve it to its end. Who rides free is none."""
 
     who: Incarnation
     began_s: float
     held_s: float = inf  # since when it is granted: its time runs from there
-    cost_s: float = 0.0  # of moving everybody there and back; 0: nobody had to leave
+    ready_s: float = inf  # since when it is resident
+    cost_s: float = 0.0  # of moving everybody there and back, as expected; 0: nobody had to leave
+    start: str = ""  # what let it go: silence | patience | overdue | by hand | found (there when the arbiter began)
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +66,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     lasted_s: dict[str, float] = {}  # and how long it was
     cuts: dict[str, int] = {}  # worker -> how often its want was cut short
     returning: bool = False  # those who left for a burst are not all back yet
+    ended_s: float = -inf  # when the last burst for which somebody left ended
+    came_in_s: float = 0.0  # and how long it had taken from the decision until it was resident
     forced: str = ""  # the worker whose burst a person asked for
     swaps: int = 0
 

@@ -19,6 +19,7 @@ import click
 from common import cli_gpu
 from common.cli_data import doctor, keys, models, purge, retry, streams
 from common.cli_minutes import summaries, summarize
+from common.cli_simulate import simulate
 from common.settings import Settings, UserError, load
 
 if TYPE_CHECKING:
@@ -341,7 +342,7 @@ def tail(given: Given, as_json: bool, after: int | None) -> None:
     console.tail(given.settings(), as_json, after, say)
 
 
-for one in (models, doctor, retry, summarize, summaries, purge, streams, keys, cli_gpu.gpu):
+for one in (models, doctor, retry, summarize, summaries, purge, streams, keys, simulate, cli_gpu.gpu):
     cli.add_command(one)
 
 if __name__ == "__main__":

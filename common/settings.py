@@ -98,6 +98,12 @@ class GpuSettings(Section, frozen=True, kw_only=True):
     burst_min_s: float = 5.0  # a running burst is not cut short before this, nor before it has got on
     max_hold_s: float = 60.0  # a burst gives back after this
     max_cuts: int = 3  # a burst is cut short at most so often
+    rest_swaps: float = 9.0  # after a burst no other begins for this many times what its swap took: 9 is a tenth
+    keep_at_least_s: float = 2.0  # a live worker is not pushed out by a better one before this,
+    keep_reloads: float = 10.0  # nor before this many times its reload
+    transcriber_weight: float = 4.0  # what a second without it costs, beside 1 for any other live worker
+    translator_weight: float = 2.0
+    evicted_for_s: float = 10.0  # who was evicted by hand stays away this long
     stuck_after_s: float = 30.0  # a worker that makes no step while input waits is asked to leave
     hello_timeout_s: float = 10.0  # a worker of before the arbiter's restart has this long to say so
     offload_within_s: float = 30.0  # a worker that has not measured itself is killed if it does not give back in this
@@ -270,6 +276,12 @@ def _check(s: Settings) -> None:
         ("gpu.margin_mib", 0, s.gpu.margin_mib),
         ("gpu.simulated_mib", 0, s.gpu.simulated_mib),
         ("gpu.max_hold_s", 1, s.gpu.max_hold_s),
+        ("gpu.rest_swaps", 0, s.gpu.rest_swaps),
+        ("gpu.keep_at_least_s", 0, s.gpu.keep_at_least_s),
+        ("gpu.keep_reloads", 0, s.gpu.keep_reloads),
+        ("gpu.evicted_for_s", 0, s.gpu.evicted_for_s),
+        ("gpu.transcriber_weight", 0, s.gpu.transcriber_weight),
+        ("gpu.translator_weight", 0, s.gpu.translator_weight),
         ("gpu.stuck_after_s", 1, s.gpu.stuck_after_s),
         ("gpu.offload_within_s", 0.1, s.gpu.offload_within_s),
         ("gpu.offload_at_least_s", 0.1, s.gpu.offload_at_least_s),

@@ -251,7 +251,17 @@ def test_only_the_cheapest_leave() -> None:
     assert leaves(plan(*STACK, burst(8))) == {"translator", "diarizer"}, "the captions stay"
     assert leaves(plan(*STACK, burst(4))) == {"diarizer"}
     dear = (STACK[0], STACK[1], on("diarizer", 3, reload_s=9.0))
-    assert leaves(plan(*dear, burst(5))) == {"translator"}, "what takes long to come back stays"
+    short = Memory(lasted_s={"summarizer": 5.0})
+    assert leaves(plan(*dear, burst(5), memory=short)) == {"translator"}, "what takes long to come back stays"
+    assert leaves(plan(*dear, burst(5))) == {"diarizer"}, "but a long burst keeps out who is missed least"
+
+
+def test_captions_stay_though_they_would_be_back_soonest() -> None:
+    """Where not all live ones fit, it is for good: who is missed most stays, whatever a reload takes."""
+    quick = on("transcriber", 6, reload_s=0.1)
+    assert leaves(plan(quick, on("translator", 5, reload_s=9.0), on("diarizer", 3, reload_s=9.0), cap=12 * G)) == {
+        "diarizer"
+    }
 
 
 def test_the_transcriber_comes_first_after_a_burst_one_after_the_other() -> None:
@@ -406,3 +416,69 @@ def test_the_phase_says_when_the_stack_is_back() -> None:
     assert over.returning
     p = plan(*STACK, memory=over)
     assert p.phase == "idle" and not p.memory.returning
+
+
+# several bursts, riders, what a swap took
+
+
+def test_who_has_waited_for_longest_since_its_last_turn_is_first() -> None:
+    old = off("summarizer", 14, lane="burst", since_s=NOW - 500.0)
+    new = off("minutes", 14, lane="burst", since_s=NOW - 60.0)
+    p = plan(*STACK, old, new, memory=Memory(served_s={"summarizer": NOW - 10.0}))
+    assert p.memory.burst and p.memory.burst.who.worker == "minutes" and why(p, "summarizer") == "minutes is first"
+
+
+def test_who_left_for_the_last_burst_comes_back_before_an_overdue_one() -> None:
+    waits = off("minutes", 14, lane="burst", since_s=NOW - 500.0)
+    p = plan(*EVICTED, waits, memory=RUNNING)
+    assert granted(p) == "transcriber" and why(p, "minutes").startswith("transcriber comes first; overdue in 0 s")
+    for_long = Memory(ended_s=NOW - SET.stuck_after_s)
+    assert granted(plan(*EVICTED, waits, memory=for_long)) == "minutes", "one that cannot come back holds nobody up"
+
+
+def test_a_free_rider_holds_no_other_burst_up() -> None:
+    rider = on("minutes", 2, lane="burst", granted_at_s=NOW - 900.0)
+    p = plan(*STACK, rider, burst())
+    assert p.memory.burst and p.memory.burst.who.worker == "summarizer"
+    assert leaves(p) == {"transcriber", "translator", "diarizer"}, "the rider fits beside it, too"
+    young = plan(*STACK, msgspec.structs.replace(rider, granted_at_s=NOW - 1.0), burst())
+    assert not young.revoke and why(young, "summarizer") == "minutes has just come"
+
+
+def test_one_that_comes_by_itself_is_not_overtaken_for_ever() -> None:
+    rider = off("minutes", 2, lane="burst", since_s=NOW - 600.0)
+    p = plan(*STACK, rider, burst(since_s=NOW - 500.0))
+    assert granted(p) == "minutes" and not p.revoke and why(p, "summarizer") == "minutes is first"
+
+
+def test_the_lag_of_one_that_has_no_room_anyway_ends_nobody() -> None:
+    left_out = off("diarizer", 12, lag_s=900.0)
+    p = plan(on("transcriber", 6, silence_s=2.0), left_out, burst(5, since_s=NOW - 600.0), memory=Memory())
+    assert p.memory.burst is None or p.memory.burst.who.worker != "diarizer"
+    runs = plan(off("transcriber", 6), left_out, SUMMARIZER, memory=RUNNING)
+    assert not runs.revoke
+
+
+def test_the_rest_counts_what_the_swap_really_took() -> None:
+    slow = Memory(returning=True, ended_s=NOW - 20.0, came_in_s=10.0, rest_until_s=NOW + 1.0)
+    assert plan(*STACK, memory=slow).memory.rest_until_s == NOW + 9 * 30.0
+
+
+def test_cuts_are_forgotten_after_a_turn_only() -> None:
+    cut_once = msgspec.structs.replace(RUNNING, cuts={"summarizer": 1})
+    assert plan(*EVICTED, memory=cut_once).memory.cuts == {}
+    never = Memory(burst=Burst(who=who("summarizer"), began_s=NOW - 1.0, cost_s=2.0), cuts={"summarizer": 1})
+    assert plan(*STACK, memory=never).memory.cuts == {"summarizer": 1}
+
+
+def test_of_many_live_workers_those_that_fit_are_kept() -> None:
+    many = [on(f"live{i}", 1) for i in range(14)]
+    assert not plan(*many, cap=14 * G).revoke
+    assert len(leaves(plan(*many, cap=13 * G))) == 1
+
+
+def test_what_lets_a_burst_go_is_said() -> None:
+    assert plan(*STACK, burst()).reason == "summarizer comes by silence"
+    speech = on("transcriber", 6, silence_s=0.1)
+    assert plan(speech, burst(since_s=NOW - 50.0)).reason == "summarizer comes by patience"
+    assert plan(speech, burst(since_s=NOW - 500.0), memory=Memory(rest_until_s=NOW + 9.0)).reason.endswith("by overdue")
