@@ -32,7 +32,7 @@ EVERYBODY = ("feed", "arbiter", "transcriber", "summarizer", "translator", "view
 INTERVAL_S = 10.0  # of the minutes: a burst for each
 MARK = "FAULTS_OF"  # in the environment of every process of a run
 WATCHED_HZ = 20
-DISK_MIB = 256
+DISK_MIB = 128
 FILLER = ".filler"
 MIB = 2**20
 
