@@ -253,9 +253,9 @@ class Injector:
         return f"{share:.0%}", True
 
     def _disk_full(self, f: Fault) -> tuple[str, bool]:
-        self.system.disk_free(0)
+        self.system.fill_disk()
         time.sleep(f.for_s)
-        self.system.disk_free(None)
+        self.system.free_disk()
         return "", True
 
     def _clock_step(self, f: Fault) -> tuple[str, bool]:

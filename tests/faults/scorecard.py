@@ -59,9 +59,9 @@ class Run:
         settings = Settings(data_dir=str(place / "data"))
         processes = Processes(place, settings)
         try:
-            with small_disk(settings.data, DISK_MIB) as disk:
+            with small_disk(settings.data, DISK_MIB):
                 source = file_source(self.undisturbed.clip, f"{self.pace:.3f}")
-                system = FaultSystem(processes, settings, self.folder, disk, source)
+                system = FaultSystem(processes, settings, self.folder, source)
                 try:
                     return self._play(system, draw(seed, count, apart_s), count, seed)
                 finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import threading
 import time
@@ -22,7 +23,6 @@ from common import card
 from common.settings import Settings, Source, SummarySettings
 from tests.conftest import Processes, Started
 from tests.faults.troubled import TROUBLE, Trouble
-from tests.small_disk import Disk
 from tests.swaps import gpu
 from tests.system import Following, System, weights
 
@@ -32,7 +32,8 @@ EVERYBODY = ("feed", "arbiter", "transcriber", "summarizer", "translator", "view
 INTERVAL_S = 10.0  # of the minutes: a burst for each
 MARK = "FAULTS_OF"  # in the environment of every process of a run
 WATCHED_HZ = 20
-DISK_MIB = 256
+DISK_MIB = 128
+FILLER = ".filler"
 MIB = 2**20
 
 
@@ -48,9 +49,9 @@ def changed(settings: Settings) -> Settings:
 class FaultSystem(System):
     """`folder` is outside of the small file system that DATA is on."""
 
-    def __init__(self, processes: Processes, settings: Settings, folder: Path, disk: Disk, source: Source) -> None:
+    def __init__(self, processes: Processes, settings: Settings, folder: Path, source: Source) -> None:
         super().__init__(processes, changed(settings), source, summaries=True)
-        self.folder, self._disk = folder, disk
+        self.folder = folder
         self._config = str(processes.config(self.settings))
         (folder / "logs").mkdir(parents=True)
         (folder / TROUBLE).write_bytes(msgspec.json.encode(Trouble()))
@@ -66,12 +67,15 @@ class FaultSystem(System):
         self.launcher = self.processes.spawn([*argv, json.dumps(PLANS)], "launcher", env, **popen)
         return self.launcher
 
-    def disk_free(self, kib: int | None) -> None:
-        """Leave so much free on DATA's file system; None: all that there is."""
-        if kib is None:
-            (self.settings.data / ".filler").unlink(missing_ok=True)
-        else:
-            self._disk(kib)
+    def fill_disk(self) -> None:
+        """Leave nothing free on DATA's file system. Reserved, not written: at once, however busy the machine is."""
+        with (self.settings.data / FILLER).open("ab") as file:
+            info = os.statvfs(self.settings.data)
+            with contextlib.suppress(OSError):  # others write meanwhile: full is full
+                os.posix_fallocate(file.fileno(), 0, info.f_bavail * info.f_frsize)
+
+    def free_disk(self) -> None:
+        (self.settings.data / FILLER).unlink(missing_ok=True)
 
     def of_this_run(self) -> dict[int, str]:
         """Every process that any process of this run has started, however long ago: pid -> command."""
