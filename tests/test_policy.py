@@ -482,3 +482,12 @@ def test_what_lets_a_burst_go_is_said() -> None:
     speech = on("transcriber", 6, silence_s=0.1)
     assert plan(speech, burst(since_s=NOW - 50.0)).reason == "summarizer comes by patience"
     assert plan(speech, burst(since_s=NOW - 500.0), memory=Memory(rest_until_s=NOW + 9.0)).reason.endswith("by overdue")
+
+
+def test_a_turn_of_a_live_worker_is_over_when_it_fits_beside_the_others() -> None:
+    """Else it is the running burst for ever, which no free rider has to end, and nobody else is ever served."""
+    turn = Memory(burst=Burst(who=who("translator"), began_s=NOW - 99.0, held_s=NOW - 99.0, cost_s=2.0))
+    both = (on("transcriber", 6, silence_s=2.0), on("translator", 5))
+    p = plan(*both, burst(14, since_s=NOW - 500.0), memory=turn)
+    p = plan(*both, burst(14, since_s=NOW - 500.0), memory=p.memory)
+    assert leaves(p) == {"transcriber", "translator"}

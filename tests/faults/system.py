@@ -24,7 +24,7 @@ from common.settings import Settings, Source, SummarySettings
 from tests.conftest import Processes, Started
 from tests.faults.troubled import TROUBLE, Trouble
 from tests.swaps import gpu
-from tests.system import Following, System, weights
+from tests.system import Following, System, one_by_one, weights
 
 CARD_MIB, MARGIN_MIB = 640, 16
 PLANS: dict[str, dict[str, Any]] = {"translator": {"mib": 120, "step_s": 0.02, "every_s": 0.5}}  # a stand-in
@@ -43,7 +43,7 @@ def changed(settings: Settings) -> Settings:
         simulated_mib=CARD_MIB, margin_mib=MARGIN_MIB, stuck_after_s=12.0, hello_timeout_s=5.0, offload_within_s=10.0
     )
     minutes = SummarySettings(interval_s=INTERVAL_S, max_new_tokens=16)
-    return msgspec.structs.replace(settings, gpu=card_settings, summary=minutes)
+    return one_by_one(msgspec.structs.replace(settings, gpu=card_settings, summary=minutes))
 
 
 class FaultSystem(System):
