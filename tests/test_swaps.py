@@ -44,7 +44,8 @@ def swapped(system: SwapSystem, undisturbed: Undisturbed, cycles: int) -> Watch:
     try:
         stream = system.ended(240.0).stream
         undisturbed.assert_same(system, stream)
-        assert watch.swaps() >= cycles, [s.reason for _, s in watch.states[-5:]]
+        # How many come before the stream ends depends on how fast the machine starts; others come after.
+        wait_for(lambda: watch.swaps() >= cycles, 60.0, f"{cycles} swaps")
         assert watch.samples > 100
     finally:
         watch.close()
