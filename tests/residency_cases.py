@@ -257,7 +257,7 @@ def test_a_view_that_somebody_holds_never_dangles(device: Device) -> None:
 
 @pytest.mark.pure
 def test_a_tensor_that_somebody_has_loses_its_elements(device: Device) -> None:
-    """By name, by a weak reference, in a graph of autograd; those that nobody can reach stay as they are."""
+    """By name, by a weak reference, or inside a graph of autograd; nobody can reach the others, which stay views."""
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
     residency = packed(device, model)
     residency.reload()

@@ -174,10 +174,10 @@ class Residency:
         copied = 0
         if self._views.others():
             gc.collect()  # an exception with its frames, in a cycle?
-        if self._views.others():
-            copied = self._keep_strays()
             if self._views.others():
-                raise StillHeld("something outside the modules still views their weights: their memory stays taken")
+                copied = self._keep_strays()
+                if self._views.others():
+                    raise StillHeld("something outside the modules still views their weights: their memory stays taken")
         try:
             self.device.release(self._block)
         except StillHeld:

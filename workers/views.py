@@ -49,7 +49,8 @@ class Views:
         self._begins = -1  # address of the block that the next two are of
         self._versions: list[int] = []
         self._addresses: list[int] = []
-        self._storages: list[tuple[int, int]] = []  # each storage, and how many of its uses are ours while away
+        self._storages: list[int] = []  # that of the block, and those of recurrent weights
+        self._kept: list[int] = []  # how many uses of each are ours when no tensor stays
         self._bare = -1, 0  # the block's storage, and how many used it when it was new
         self._flats_begin = -1
         with torch.no_grad(), torch.inference_mode(False):
@@ -78,7 +79,7 @@ class Views:
         self._ours: list[int] = []  # how many references to each are ours,
         self._weak: list[int] = []  # how many weak ones recurrent modules have,
         self._on: list[int] = []  # which storage each is of,
-        self._staying = [0] * len(self._storages)  # how many are of each,
+        self._expected = self._kept  # how many uses of each storage are ours with them,
         self._taken: dict[int, torch.Tensor] = {}  # and which of them somebody else had at the last `detach`
         self._go = self._lives  # all others
 
@@ -139,10 +140,12 @@ class Views:
 
     def others(self) -> bool:
         """After `detach`: does anybody else still view the block?"""
-        taken = Counter(self._on[i] for i in self._taken)
-        return any(
-            _uses(storage) > ours + self._staying[i] - taken[i] for i, (storage, ours) in enumerate(self._storages)
-        )
+        expected = self._expected
+        if self._taken:
+            expected = [*expected]
+            for i in self._taken:
+                expected[self._on[i]] -= 1
+        return any(map(operator.gt, map(_uses, self._storages), expected))
 
     def _look_at(self, block: torch.Tensor) -> None:
         self._at, self._begins = None, -1
@@ -174,9 +177,10 @@ class Views:
             stay.append(slot.live)
             self._pairs.append(view)
         del bases
-        storages = [t.untyped_storage()._cdata for t in flats.values()]
+        self._storages = [storage, *(t.untyped_storage()._cdata for t in flats.values())]
         flats.clear()
-        self._storages = [(storage, _uses(storage) - strangers), *((flat, _uses(flat)) for flat in storages)]
+        self._kept = [*map(_uses, self._storages)]
+        self._kept[0] -= strangers
         for live, view in zip(stay, self._pairs, strict=True):
             live.data = view
         places = Counter(id(live) for _, _, live, _ in self._swaps)
@@ -184,7 +188,7 @@ class Views:
         self._ours = [_OURS + places[id(live)] for live in stay]
         self._weak = [weak[id(live)] for live in stay]
         self._stay, self._on, staying = stay, on, {*map(id, stay)}
-        self._staying = [on.count(i) for i in range(len(self._storages))]
+        self._expected = [kept + on.count(i) for i, kept in enumerate(self._kept)]
         self._go = [live for live in self._lives if id(live) not in staying]
         self._at, self._flats_begin = block, block.data_ptr()
 
