@@ -215,7 +215,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, nargs="*", default=[])
-    parser.add_argument("--keep", type=lambda name: Path(name).resolve(), help="where the runs leave their logs (default: a temporary folder)")
+    parser.add_argument(
+        "--keep",
+        type=lambda name: Path(name).resolve(),
+        help="where the runs leave their logs (default: a temporary folder)",
+    )
     parser.add_argument("--no-doc", action="store_true", help="do not write docs/faults.md")
     parser.add_argument("--apart", type=float, default=APART_S, help="seconds between two faults, on average")
     args = parser.parse_args()
