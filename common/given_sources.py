@@ -51,11 +51,6 @@ def describe(source: Source) -> str:
     return f"{source.name} ({source.kind}{' ' + shown(what) if what else ''})"
 
 
-def finite(source: Source) -> bool:
-    """Can it come to an end by itself?"""
-    return source.kind in ("file", "stdin", "pcm")
-
-
 def parse(text: str, taken: Collection[str] = ()) -> Source:
     """`WHAT [KEY=VALUE …]`, the keys being those of a [[source]]: `rtsp://cam/1 name=hall`, `pcm:/tmp/f rate_hz=8000`.
 
