@@ -18,6 +18,7 @@ from common import cli_gpu
 from common.cli_capture import capture, sources
 from common.cli_data import doctor, keys, models, purge, retry, streams
 from common.cli_minutes import summaries, summarize
+from common.cli_transcribe import transcribe
 from common.settings import Settings, UserError, load
 
 if TYPE_CHECKING:
@@ -326,7 +327,7 @@ def tail(given: Given, as_json: bool, after: int | None) -> None:
     console.tail(given.settings(), as_json, after, say)
 
 
-for one in (capture, models, doctor, retry, summarize, summaries, purge, streams, keys, cli_gpu.gpu):
+for one in (capture, transcribe, models, doctor, retry, summarize, summaries, purge, streams, keys, cli_gpu.gpu):
     cli.add_command(one)
 
 if __name__ == "__main__":

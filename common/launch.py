@@ -319,6 +319,6 @@ class Launcher:
         if slot.life:
             word = "stopping" if slot.life.ours else "up" if slot.life.up else "starting"
             return word if slot.life.child else f"{word}, not started by this launcher"
-        return (
-            "finished" if slot.done else f"cannot run: {slot.complaint}" if slot.complaint else "waits for its restart"
-        )
+        if slot.done or slot.complaint:
+            return "finished" if slot.done else f"cannot run: {slot.complaint}"
+        return "waits for its restart" + (f", died {slot.fails} times" if slot.fails > 1 else "")
