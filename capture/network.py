@@ -126,7 +126,7 @@ class Url:
         return open_sound(self.source.path, self.origin, options=options, timeout_s=TIMEOUT_S, alone=True)
 
     def _why(self, error: av.error.FFmpegError | UserError) -> str:
-        """The library says "Input/output error" of a name that nobody knows."""
+        """What the library calls "Input/output error", in words."""
         if isinstance(error, UserError) or not isinstance(error, OSError) or error.errno != 5:
             return ""
         try:
@@ -137,7 +137,7 @@ class Url:
             socket.getaddrinfo(host, None)
         except (OSError, UnicodeError) as e:
             return f"the name {host!r} cannot be resolved ({getattr(e, 'strerror', None) or e})"
-        return ""
+        return "it closed the connection, or sends nothing that is known as audio"
 
     def _again(self, opened: Opened, intake: Intake) -> str:
         """A file elsewhere: from its beginning, without what is there already."""

@@ -109,7 +109,7 @@ class Batch:
     def place(self, job: Job) -> Place:
         beat = self.client.last_beat
         stream = beat.streams.get(job.stream) if beat else None
-        if stream is None:
+        if stream is None or not (self.settings.streams / job.stream).exists():  # purged: what is told of it is past
             return Place()
         producer = stream.producers.get(topology.COVERAGE_PRODUCER)
         read = producer.positions.get("audio", 0) if producer else 0
@@ -154,10 +154,14 @@ class Batch:
             self._release(job)
             job.state, job.problem = "failed", f"its capture dies again and again; see the log of capture@{job.name}"
             return True
-        elif job.state == "capturing" and (state == "finished" or self.place(job).whole):
+        elif job.state == "capturing" and (state == "finished" or self._captured(job)):
             self._release(job)
             job.state = "reading"
         return False
+
+    def _captured(self, job: Job) -> bool:
+        meta = backlog.read_meta(self.settings.streams / job.stream)
+        return meta is not None and meta.ended
 
     def _release(self, job: Job) -> None:
         if job.state == "capturing":

@@ -192,6 +192,8 @@ def wrapped(text: str) -> tuple[str, ...]:
 
 def columns(text: str) -> int:
     """Width on a screen: Chinese, Japanese and Korean letters have two columns, combining marks none."""
+    if text.isascii():
+        return len(text)
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 

@@ -100,7 +100,8 @@ def _existing(path: str, text: str) -> Path:
 def _name_of(fields: dict[str, str], kind: str) -> str:
     path = fields.get("path", "")
     if "://" in path:
-        return plain_name(shown(path).partition("://")[2].partition("/")[0].rpartition(":")[0] or shown(path))
+        host = shown(path).partition("://")[2].partition("/")[0]
+        return plain_name(re.sub(r":\d+$", "", host))
     return plain_name(Path(path).stem) if path else {"-": "stdin", "pcm": "stdin"}.get(kind, kind)
 
 

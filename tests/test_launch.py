@@ -326,7 +326,7 @@ def test_garbage_is_refused_and_said_once(table: Table) -> None:
     huge.close()
     assert launcher.output().count("refused something") == 1
     refused = table.ask("explode")
-    assert isinstance(refused, m.Refused) and "restart, stop, status, ping" in refused.reason
+    assert isinstance(refused, m.Refused) and "restart, stop, status, ping, capture, release" in refused.reason
 
 
 @pytest.mark.processes
@@ -414,3 +414,71 @@ def test_stop_command_and_leftovers(table: Table) -> None:
     assert swapscribe("restart", "viewer").returncode == 0 and holder(table.run, "viewer") != old
     assert swapscribe("stop").returncode == 0
     assert second.wait() == 0 and running(table.run) == {}
+
+
+CAM = Source(name="cam", kind="file", path="rtsp://me:s3cret@cam/1")
+
+
+def capture_of(table: Table, source: Source) -> m.Answer:
+    return table.ask("capture", source=msgspec.json.encode(source).decode())
+
+
+@pytest.mark.processes
+def test_an_added_source_survives_kills_and_is_released(table: Table) -> None:
+    first = table.launch()
+    table.up()
+    assert capture_of(table, CAM) == m.Done(detail="capture@cam")
+    old = table.up("capture@cam")["capture@cam"]
+    assert capture_of(table, CAM) == m.Done(detail="capture@cam"), "the same again is no other one"
+    os.kill(old, signal.SIGKILL)
+    again = table.other("capture@cam", old)
+    first.kill()
+    second = table.launch()
+    assert table.up(*NAMES, "capture@cam")["capture@cam"] == again, "adopted"
+    os.kill(again, signal.SIGKILL)
+    assert table.other("capture@cam", again), "and started again by the second launcher"
+    told = msgspec.json.decode(getattr(table.ask("status"), "detail", ""))
+    assert told["capture@cam"] in ("up", "starting")
+    assert table.ask("release", name="cam") == m.Done(detail="capture@cam")
+    wait_for(lambda: "capture@cam" not in getattr(table.ask("status"), "detail", ""), what="its slot to be gone")
+    assert holder(table.run, "capture@cam") is None
+    assert not list((table.run / "added").iterdir())
+    assert second.stop() == 0 and running(table.run) == {}
+    assert "s3cret" not in first.output() + second.output()
+
+
+@pytest.mark.processes
+def test_what_cannot_be_added_or_released_is_refused(table: Table) -> None:
+    table.launch()
+    table.up()
+    other = msgspec.structs.replace(CAM, path="rtsp://cam/2")
+    assert isinstance(capture_of(table, CAM), m.Done)
+    refused = [
+        capture_of(table, other),
+        capture_of(table, msgspec.structs.replace(CAM, name="a")),
+        capture_of(table, msgspec.structs.replace(CAM, name="../x")),
+        capture_of(table, Source(name="in", kind="stdin")),
+        table.ask("capture", source="no json"),
+        table.ask("capture"),
+        table.ask("release", name="a"),
+        table.ask("release", name="nobody"),
+    ]
+    reasons = [getattr(r, "reason", "") for r in refused]
+    assert all(isinstance(r, m.Refused) for r in refused)
+    assert "cam is another source already" in reasons[0] and "a is a source of the settings" in reasons[1]
+    assert "must be 1 to 32 of" in reasons[2] and "another standard input" in reasons[3]
+    assert "no source 'nobody'" in reasons[7]
+    assert not any("s3cret" in r for r in reasons)
+
+
+@pytest.mark.processes
+def test_a_graceful_stop_forgets_what_was_added(table: Table) -> None:
+    first = table.launch()
+    table.up()
+    capture_of(table, CAM)
+    table.up("capture@cam")
+    assert first.stop() == 0
+    assert running(table.run) == {} and not list((table.run / "added").iterdir())
+    second = table.launch()
+    table.up()
+    assert "capture@cam" not in second.output()
