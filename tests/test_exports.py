@@ -137,7 +137,7 @@ def test_any_text_comes_out_whole_and_in_form(spoken: list[tuple[float, list[str
 
 def test_hours_and_marks_of_the_format_itself() -> None:
     late = doc(transcript(3 * 3600 + 1.5, "a < b --> c & d"))
-    assert exports.srt(late).startswith("1\n03:00:01,500 --> 03:00:04,650\n")
+    assert exports.srt(late).startswith("1\n03:00:01,500 --> 03:00:04,250\n")
     assert read_vtt(exports.vtt(late))[0][2] == ["a < b --> c & d"]
     assert exports.srt(doc()) == "" and exports.vtt(doc()) == "WEBVTT\n\n" and exports.txt(doc()) == ""
 

@@ -129,7 +129,7 @@ def test_a_wrong_password_and_garbage_are_one_line(capturing: Capturing, station
     stations += [camera := StandInCamera(time.monotonic()), garbage := Garbage(time.monotonic())]
     rows = {
         f"rtsp://me:t0ken@127.0.0.1:{camera.port}/live": "401",
-        f"http://me:s3cret@127.0.0.1:{garbage.port}/x": "it closed the connection, or sends nothing that is known as audio",
+        f"http://me:s3cret@127.0.0.1:{garbage.port}/x": "closed the connection, or sends nothing that is known",
         "http://me:s3cret@nobody.invalid/a?k=t0ken": "the name 'nobody.invalid' cannot be resolved",
         "rtsp://me:s3cret@nobody.invalid/a": "the name 'nobody.invalid' cannot be resolved",
         "nonsense://me:s3cret@h/": "nonsense://h/: Protocol not found",
