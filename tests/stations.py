@@ -28,6 +28,7 @@ class Station:
         self.asked: list[str] = []  # first words of each request
         self.connections = 0
         self.drop: set[int] = set()  # numbers of packets, since `born`, that never arrive
+        self.garbage = False  # set: some thousand bytes of nonsense come once
         self._listener = socket.create_server(("127.0.0.1", port))
         self._listener.settimeout(0.05)
         self.port = self._listener.getsockname()[1]
@@ -145,6 +146,9 @@ class StandInCamera(Station):
             for first, _ in packets:
                 at = at or first
                 while at <= first:
+                    if self.garbage:
+                        self.garbage = False
+                        peer.sendall(bytes(i * 7 % 251 for i in range(5000)))
                     if at // PACKET not in self.drop:
                         self.rtp(peer, sequence, at)
                     sequence, at = sequence + 1, at + PACKET

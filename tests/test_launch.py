@@ -18,10 +18,10 @@ import pytest
 from arbiter.hands import Processes as Pidfds
 from common import backlog, topology, wire
 from common import messages as m
-from common.child import Life, Want, running, wants
+from common.child import Life, Want, running, want_capture, wants
 from common.launch import FIRST_SWEEP_S, STEADY_S, SWEEP_EVERY_S, Launcher
 from common.process import EXIT_NAME_TAKEN, holder, start_time, wait_gone
-from common.settings import Settings, Source
+from common.settings import Settings, Source, UserError
 from tests.conftest import ROOT, Processes, Started, clean_environment, wait_for
 
 NAMES = ["feed", "capture@a", "transcriber", "viewer"]
@@ -91,6 +91,10 @@ def test_the_table_becomes_processes() -> None:
     assert list(made) == list(topology.names(settings))
     assert made["capture@a"].command == ("-m", "capture", "--set", "k=v", "--source", "a")
     assert [w.name for w in made.values() if w.stdin] == ["capture@pipe"]
+    secret = want_capture(CAM, ["--set", "k=v"])
+    assert secret.finite and "s3cret" not in " ".join(secret.command), "arguments are seen by every user"
+    with pytest.raises(UserError, match="two sources of kind stdin"):
+        wants(settings, [], (Source(name="more", kind="stdin"),))
     assert {w.name for w in made.values() if w.survives} == {"arbiter", "feed", "capture@a", "capture@pipe"}
     ranks = {w.name: w.stop_rank for w in made.values()}
     assert ranks["capture@a"] < ranks["transcriber"] == ranks["viewer"] < ranks["feed"]

@@ -55,6 +55,9 @@ def broken_and_back(capturing: Capturing, station: Station, url: str) -> list[ba
     bells.until(lambda b: b.end > RATE, 30)
     station.broken.set()
     gone = bells.until(lambda b: b.state == "reconnecting", 30)
+    assert "127.0.0.1" in gone.detail and "s3cret" not in gone.detail and "t0ken" not in gone.detail, (
+        "the feed shows it"
+    )
     back_at = time.monotonic() + 2.0
     wait_for(lambda: time.monotonic() > back_at, what="the time it shall be away")
     station.broken.clear()
@@ -106,6 +109,21 @@ def test_packets_that_never_arrive_are_a_hole(capturing: Capturing, stations: li
     (hole,) = backlog.holes(stream)
     assert hole.reason == "lost on the way" and abs(hole.end - hole.start - 40 * PACKET) < 0.15 * RATE
     assert_on_the_clock(stream, 0.3)
+
+
+def test_garbage_among_the_packets_does_not_end_the_stream(capturing: Capturing, stations: list[Station]) -> None:
+    stations.append(camera := StandInCamera(time.monotonic()))
+    capturing.configure(Source(name="u", kind="file", path=f"rtsp://me:s3cret@127.0.0.1:{camera.port}/live"))
+    process, bells = capturing.start("u"), Bells(capturing.settings, "u")
+    heard = bells.until(lambda b: b.end > 2 * RATE, 30)
+    camera.garbage = True
+    bells.until(lambda b: b.state == "ok" and b.end > heard.end + 3 * RATE, 40)
+    bells.close()
+    assert process.stop() == 0
+    last = backlog.Reader(capturing.stream()).read(backlog.head(capturing.stream()) - RATE, RATE).pcm
+    values = memoryview(last).cast("H")
+    assert all((b - a) % 65536 == 1 for a, b in itertools.pairwise(values)), "its sound is whole again"
+    assert_no_secret(capturing, process)
 
 
 def test_a_camera_with_mu_law(capturing: Capturing, stations: list[Station]) -> None:
