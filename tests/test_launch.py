@@ -142,7 +142,7 @@ def test_back_off_grows(table: Table) -> None:
 
 @pytest.mark.processes
 def test_a_long_life_makes_restarts_quick_again(settings: Settings, folder: Path) -> None:
-    launcher = Launcher(settings, (Want(name="viewer", command=("-c", "input()"), stdin=True),), lambda line: None)
+    launcher = Launcher(settings, (Want(name="viewer", command=("-c", "import signal; signal.pause()")),), lambda line: None)
     slot = launcher.slots[0]
     slot.life = Life.start(slot.want, folder / "x.log")
     slot.fails = 6
@@ -175,7 +175,7 @@ def test_a_kill_by_the_arbiter_is_an_order_not_a_crash(table: Table) -> None:
 @pytest.mark.processes
 def test_where_nothing_is_captured_audio_is_swept_once_an_hour(settings: Settings) -> None:
     sweeper = Want(name="sweeper", command=("-c", "pass"))
-    capture = Want(name="capture@a", source="a", command=("-c", "input()"), stdin=True)
+    capture = Want(name="capture@a", source="a", command=("-c", "import signal; signal.pause()"))
     launcher = Launcher(settings, (capture,), lambda line: None, sweeper=sweeper)
     began, lives = launcher._began, list[int]()
 
