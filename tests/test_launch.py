@@ -142,7 +142,8 @@ def test_back_off_grows(table: Table) -> None:
 
 @pytest.mark.processes
 def test_a_long_life_makes_restarts_quick_again(settings: Settings, folder: Path) -> None:
-    launcher = Launcher(settings, (Want(name="viewer", command=("-c", "import signal; signal.pause()")),), lambda line: None)
+    viewer = Want(name="viewer", command=("-c", "import signal; signal.pause()"))
+    launcher = Launcher(settings, (viewer,), lambda line: None)
     slot = launcher.slots[0]
     slot.life = Life.start(slot.want, folder / "x.log")
     slot.fails = 6
