@@ -22,8 +22,8 @@ from capture.retention import Retention
 from capture.ring import Ring
 from capture.streams import Stream
 from capture.writer import StreamRemoved, WriterThread
+from common import given_sources, settings, topology, wire
 from common import messages as m
-from common import settings, topology, wire
 from common.process import Process, arguments, main
 
 DOORBELL_EVERY_S = 1.0
@@ -77,7 +77,7 @@ class Capture:
     def __init__(self, process: Process) -> None:
         self.process, self.log = process, process.log
         s = process.settings
-        self.source = s.source_named(process.args.source)
+        self.source = given_sources.with_added(s).source_named(process.args.source)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)  # a signal ends the pause at once
         self.ring = Ring(s.capture.ram_s)
@@ -196,5 +196,10 @@ def run(process: Process) -> int:
 
 if __name__ == "__main__":
     parser = arguments(__doc__ or "")
-    parser.add_argument("--source", required=True, type=source_name, help="name of a [[source]] in the settings")
+    parser.add_argument(
+        "--source",
+        required=True,
+        type=source_name,
+        help="name of a [[source]] of the settings, or of one that was added",
+    )
     main("capture", run, parser)

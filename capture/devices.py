@@ -1,10 +1,10 @@
-"""`python -m capture.devices`: the input devices of this machine, or one line that says why there is none."""
+"""`python -m capture.devices`: inputs and loopbacks of this machine, or one line that says why there is none."""
 
 from __future__ import annotations
 
 import sys
 
-from capture import microphone
+from capture import loopback, microphone
 from common.settings import UserError
 
 
@@ -17,7 +17,10 @@ def main() -> int:
         return 1
     for d in found:
         default = " (default)" if d.default else ""
-        print(f"{d.number:3d}  {d.name}{default}  {d.channels} channels  {d.rate_hz} Hz")
+        what = "  loopback" if loopback.is_loopback(d) else ""
+        print(f"{d.number:3d}  {d.name}{default}  {d.channels} channels  {d.rate_hz} Hz{what}")
+    for m in loopback.monitors():
+        print(f"  -  {m.name}  loopback{' of the default output' if m.default else ''}")
     if not found:
         print("no microphone: PortAudio knows no input device here")
     return 0 if found else 1

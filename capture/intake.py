@@ -47,6 +47,7 @@ class Intake:
         self._last: Anchor | None = None
         self._heard = (0, 0)  # (position, boot clock) when the last sample came
         self._jump = ""
+        self._least = 0  # samples that the jump has, whatever the clock says
         self._stop = threading.Event()
 
     @property
@@ -72,10 +73,13 @@ class Intake:
             self._heard = (anchor.sample, now.boot_ns - elapsed_ns(anchor, now))
             self._jump = "capture was down"
 
-    def away(self, reason: str) -> None:
-        """The source stopped giving samples; when it gives some again, the time between is a hole."""
+    def away(self, reason: str, at_least: int = 0) -> None:
+        """The source stopped giving samples; when it gives some again, the time between is a hole.
+
+        `at_least`: what comes is not what would have followed, even when the clock says that nothing is missing.
+        """
         if self.started_ns:
-            self._jump = self._jump or reason
+            self._jump, self._least = self._jump or reason, at_least
 
     def lost(self, count: int, reason: str) -> None:
         """The device says that `count` samples before the next ones were lost."""
@@ -90,8 +94,9 @@ class Intake:
         if self._jump:
             position, heard_ns = self._heard
             by_clock = position + samples(clock - heard_ns) - count
+            by_clock = max(by_clock, self.ring.end + self._least)
             self.ring.jump(by_clock, self._jump, lost=self._jump != "capture was down")
-            self._jump = ""
+            self._jump, self._least = "", 0
         if not self.started_ns:
             # A microphone's samples were heard before they came. A file's were not: its stream must not look older than
             # the file and than the run that plays it, or it is taken for another one's after a kill.

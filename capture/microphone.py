@@ -141,7 +141,7 @@ class Microphone:
         while not intake.stopping:
             try:
                 with session(self.pyaudio) as audio:
-                    device = choose(devices(audio), self.source.device)
+                    device = self.choose(audio)
                     self._listen(audio, device, intake)
                     returned = True
                 intake.state, intake.detail = "no_device", f"{device.name} gives no samples"
@@ -154,6 +154,9 @@ class Microphone:
             intake.away("device was away")
             intake.wait(RETRY_S)
         return ""
+
+    def choose(self, audio: Any) -> Device:
+        return choose(devices(audio), self.source.device)
 
     def _listen(self, audio: Any, device: Device, intake: Intake) -> None:
         """Until the device stops giving samples, or we stop."""

@@ -38,7 +38,20 @@ def make(source: settings.Source) -> Input:
         from capture.microphone import Microphone
 
         return Microphone(source)
-    if source.kind == "file":
+    if source.kind == "loopback":
+        from capture.loopback import Loopback
+
+        return Loopback(source)
+    if source.kind == "pcm":
+        from capture.pipe import Pipe, is_pipe
+
+        if is_pipe(source.path):
+            return Pipe(source)
+    if source.kind == "file" and "://" in source.path and not source.path.startswith("file://"):
+        from capture.network import Url
+
+        return Url(source)
+    if source.kind in ("file", "pcm"):
         from capture.files import File
 
         return File(source)

@@ -22,7 +22,7 @@ import msgspec
 
 from common import backlog, topology
 from common.process import holder
-from common.settings import Settings, UserError
+from common.settings import Settings, Source, UserError
 
 LOG_BYTES = 10 * 1024 * 1024
 NOT_BY_SOURCE = ("stopped", "not resumed")  # end_reason of a live stream that was ended by order, or given up
@@ -50,21 +50,30 @@ def module_command(name: str, passed: Sequence[str]) -> tuple[str, ...]:
     return ("-m", topology.row(name).module, *passed, *(("--source", source) if source else ()))
 
 
-def wants(settings: Settings, passed: Sequence[str]) -> tuple[Want, ...]:
-    """The table as processes, for these settings; `passed` are the options that load the same settings in a child."""
-    kinds = {s.name: s.kind for s in settings.source}
-    if list(kinds.values()).count("stdin") > 1:
+def wants(settings: Settings, passed: Sequence[str], more: Sequence[Source] = ()) -> tuple[Want, ...]:
+    """The table as processes, for these settings; `passed` are the options that load the same settings in a child.
+
+    `more`: sources that will be added, for what all sources share.
+    """
+    if [s.kind for s in (*settings.source, *more)].count("stdin") > 1:
         raise UserError("settings: two sources of kind stdin: there is one standard input; make one of them a file")
+    captures = {f"capture@{s.name}": want_capture(s, passed) for s in settings.source}
     return tuple(
-        Want(
-            name=name,
-            command=module_command(name, passed),
-            survives=topology.row(name).survives_launcher,
-            source=(source := name.partition("@")[2]),
-            finite=kinds.get(source) in ("file", "stdin"),
-            stdin=kinds.get(source) == "stdin",
-        )
+        captures.get(name)
+        or Want(name=name, command=module_command(name, passed), survives=topology.row(name).survives_launcher)
         for name in topology.names(settings)
+    )
+
+
+def want_capture(source: Source, passed: Sequence[str]) -> Want:
+    """The capture of one source."""
+    return Want(
+        name=(name := f"capture@{source.name}"),
+        command=module_command(name, passed),
+        survives=topology.row(name).survives_launcher,
+        source=source.name,
+        finite=source.kind in ("file", "stdin", "pcm"),
+        stdin=source.kind == "stdin",
     )
 
 

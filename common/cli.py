@@ -9,21 +9,20 @@ import os
 import shutil
 import sys
 import time
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from common import cli_gpu
+from common.cli_capture import capture, sources
 from common.cli_data import doctor, keys, models, purge, retry, streams
 from common.cli_minutes import summaries, summarize
 from common.cli_simulate import simulate
+from common.cli_transcribe import transcribe
 from common.settings import Settings, UserError, load
 
 if TYPE_CHECKING:
-    from common import messages as m
     from common.launch import Launcher
 
 
@@ -46,9 +45,12 @@ class Given:
         from common import profiles, wire
 
         settings = self.settings()
-        open_keys = ["source"] * (not settings.source) + ["profile"] * (settings.profile == profiles.AUTO)
-        files = [wire.run_dir(settings) / key for key in open_keys]
-        return tuple(f.read_text() for f in files if f.exists())
+        run = wire.run_dir(settings)
+        if not settings.source and (run / "source").exists():
+            # Not as an argument: other users can read those, and a URL may hold a password.
+            os.environ["SWAPSCRIBE_SOURCE"] = (run / "source").read_text().removeprefix("source=")
+        open_profile = settings.profile == profiles.AUTO and (run / "profile").exists()
+        return ((run / "profile").read_text(),) if open_profile else ()
 
 
 @click.group(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -101,15 +103,25 @@ def news(line: str) -> None:
 
 
 @cli.command()
+@click.option(
+    "--source",
+    "whats",
+    multiple=True,
+    metavar="WHAT",
+    help="a source beside those of the settings, repeatable: a file, a URL, mic, mic:NAME, loopback, loopback:NAME, "
+    "pcm:PATH, or - for PCM on standard input; then KEY=VALUE as in a [[source]]",
+)
 @click.pass_obj
-def run_all(given: Given) -> None:
+def run_all(given: Given, whats: tuple[str, ...]) -> None:
     """Run all processes here, and print captions; Ctrl-C stops everything."""
     import json
 
     import msgspec
 
     from common import auto, backlog, console, wire
-    from common.child import sweeper, wants
+    from common.child import sweeper, want_capture, wants
+    from common.given_sources import describe
+    from common.guests import Guests
     from common.launch import NAME, Launcher
     from common.process import NameTaken, holder
 
@@ -121,8 +133,9 @@ def run_all(given: Given) -> None:
     if pid := holder(run, NAME):
         raise NameTaken(NAME, pid)
     news(f"profile {pick.name}: {pick.why}")
-    if settings.source:
-        news(f"sources: {', '.join(f'{s.name} ({s.kind} {s.path})'.replace(' )', ')') for s in settings.source)}")
+    first = sources(settings, whats)
+    if settings.source or first:
+        news(f"sources: {', '.join(map(describe, (*settings.source, *first)))}")
     else:
         source, line = console.default_source()
         more += ("source=" + json.dumps([source]),)
@@ -140,7 +153,9 @@ def run_all(given: Given) -> None:
             say(line)
 
     passed = given.passed(*more)
-    Launcher(settings, wants(settings, passed), news, each_turn, sweeper(passed)).run()
+    table = wants(settings, passed, first)
+    guests = Guests(run, lambda source: want_capture(source, passed), first)
+    Launcher(settings, table, news, each_turn, sweeper(passed), guests).run()
 
 
 @cli.command()
@@ -194,20 +209,13 @@ def run(given: Given, process: str) -> NoReturn:
     exec_process(given, process)
 
 
-@cli.command()
-@click.option("--source", required=True, help="name of a [[source]] of the settings")
-@click.pass_obj
-def capture(given: Given, source: str) -> NoReturn:
-    """Capture one source in this terminal."""
-    exec_process(given, f"capture@{source}")
-
-
 def exec_process(given: Given, name: str) -> NoReturn:
     from common import topology
     from common.child import module_command
+    from common.given_sources import with_added
 
     more = given.as_last_run()
-    known = topology.names(given.settings(*more))
+    known = topology.names(with_added(given.settings(*more)))
     if name not in known:
         raise UserError(f"no process {name!r}; there are: {', '.join(known)}")
     sys.stdout.flush()
@@ -217,32 +225,8 @@ def exec_process(given: Given, name: str) -> NoReturn:
 @cli.command()
 @click.pass_obj
 def devices(given: Given) -> NoReturn:
-    """List the microphones."""
+    """List the microphones and loopbacks."""
     os.execv(sys.executable, [sys.executable, "-m", "capture.devices"])
-
-
-def command(settings: Settings, verb: str, timeout_s: float = 3.0, **args: str) -> m.Done | m.Refused | None:
-    """Ask the launcher; None when there is none or it does not answer."""
-    from common import messages as m
-    from common import wire
-
-    asker = wire.Requester(wire.ipc(settings, "launcher"))
-    try:
-        answer = asker.request(m.Command(id=uuid.uuid4().hex, verb=verb, args=args), timeout_s)
-    except wire.Unreachable:
-        return None
-    finally:
-        asker.close()
-    return answer if isinstance(answer, m.Done | m.Refused) else None
-
-
-def until(reached: Callable[[], bool], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not reached():
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 @cli.command()
@@ -253,6 +237,7 @@ def restart(given: Given, process: str) -> None:
     from common import messages as m
     from common import wire
     from common.child import running
+    from common.orders import command, until
 
     settings = given.settings()
     run = wire.run_dir(settings)
@@ -279,7 +264,9 @@ def stop(given: Given) -> None:
     """Stop everything gracefully: captures, workers, feed, launcher."""
     from common import wire
     from common.child import running
+    from common.given_sources import Added
     from common.launch import NAME, Launcher
+    from common.orders import command, until
     from common.process import holder
 
     settings = given.settings()
@@ -292,6 +279,7 @@ def stop(given: Given) -> None:
         raise UserError(f"nothing runs in {settings.data}")
     if running(run):
         Launcher(settings, (), news).stop_leftovers()
+    Added(run).clear()
     say("everything is stopped")
 
 
@@ -300,17 +288,16 @@ def stop(given: Given) -> None:
 def names(given: Given) -> None:
     """Names of all processes, for scripts."""
     from common import topology
+    from common.given_sources import with_added
 
-    say(" ".join(topology.names(given.settings(*given.as_last_run()))))
+    say(" ".join(topology.names(with_added(given.settings(*given.as_last_run())))))
 
 
 @cli.command()
 @click.pass_obj
 def status(given: Given) -> None:
     """What runs, how late it is, and what became of every second."""
-    import json
-
-    from common import console, wire
+    from common import console, orders, wire
     from common.child import running
     from common.launch import NAME
     from common.process import holder
@@ -321,8 +308,7 @@ def status(given: Given) -> None:
     states: dict[str, str] = {}
     if pid := holder(run, NAME):
         pids = {NAME: pid, **pids}
-        answer = command(settings, "status", timeout_s=2.0)
-        states = json.loads(answer.detail) if answer and hasattr(answer, "detail") else {NAME: "does not answer"}
+        states = orders.states(settings) or {NAME: "does not answer"}
     if not pids:
         raise UserError(f"nothing runs in {settings.data}; start it with: swapscribe run-all")
     beat = console.one_beat(settings) if "feed" in pids else None
@@ -342,7 +328,10 @@ def tail(given: Given, as_json: bool, after: int | None) -> None:
     console.tail(given.settings(), as_json, after, say)
 
 
-for one in (models, doctor, retry, summarize, summaries, purge, streams, keys, simulate, cli_gpu.gpu):
+for one in (
+    *(capture, transcribe, models, doctor, retry, summarize, summaries, purge, streams, keys, simulate),
+    cli_gpu.gpu,
+):
     cli.add_command(one)
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def purge(given: Given, stream: str | None, everything: bool, yes: bool) -> None
     if not yes:
         click.confirm(f"delete audio and words of {', '.join(chosen) or 'nothing'} for good?", abort=True)
     for name in chosen:
-        answer = _purge(settings, name)
+        answer = purge_stream(settings, name)
         click.echo(f"{name}: audio deleted; {answer}")
     for name in live if everything else ():
         click.echo(f"{name}: still live, left as it is")
@@ -162,7 +162,8 @@ def _graves(settings: Settings) -> list[str]:
     return [p.name[1:].rpartition(".removed-")[0] for p in settings.streams.glob(".*.removed-*")]
 
 
-def _purge(settings: Settings, stream: str) -> str:
+def purge_stream(settings: Settings, stream: str) -> str:
+    """Audio, then words; returns what the feed says. Raises UserError."""
     from common import backlog, wire
     from common import messages as m
 

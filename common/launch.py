@@ -22,6 +22,7 @@ import msgspec
 from common import backlog, topology, wire
 from common import messages as m
 from common.child import Life, Want, running, source_ended
+from common.guests import Guests
 from common.process import EXIT_NAME_TAKEN, EXIT_USER_ERROR, NameLock, holder
 from common.settings import Settings
 
@@ -44,6 +45,7 @@ class Slot:
     fails: int = 0  # deaths since it last lived STEADY_S
     next_at: float = 0.0  # not started before
     done: bool = False  # its source is finished
+    leaving: bool = False  # goes when its process has ended: an added source that was released
     complaint: str = ""  # the last user error said, so that each is said once
 
 
@@ -57,8 +59,10 @@ class Launcher:
         say: Callable[[str], None],
         each_turn: Callable[[Launcher], None] | None = None,
         sweeper: Want | None = None,
+        guests: Guests | None = None,
     ) -> None:
         self.settings, self.say, self.each_turn, self.sweeper = settings, say, each_turn, sweeper
+        self.guests = guests
         self.run_dir = wire.run_dir(settings)
         self.slots = [Slot(w) for w in table]
         self.all_up = False  # has been so once
@@ -85,6 +89,8 @@ class Launcher:
         self.say("stopping; Ctrl-C again stops at once")
         self._stop_all()
         self._memory.unlink(missing_ok=True)
+        if self.guests:
+            self.guests.added.clear()
         self._socket.close()
         self._lock.release()
 
@@ -95,6 +101,8 @@ class Launcher:
             boot, since_ns = self._memory.read_text().split()
         except (OSError, ValueError):
             boot = ""
+        if self.guests:
+            self.guests.at_start(boot != this_boot, self.slots, Slot, self.say)
         if boot != this_boot:
             with contextlib.suppress(OSError):
                 backlog.replace_file(self._memory, f"{this_boot} {time.time_ns()}".encode(), durable=False)
@@ -124,6 +132,7 @@ class Launcher:
                 self._watch(slot, slot.life)
             if not slot.life:
                 self._fill(slot)
+        self.slots = [s for s in self.slots if s.life or not s.leaving]
         if not self.all_up and not self._stopping and all(s.done or (s.life and s.life.up) for s in self.slots):
             self.all_up = True
             self.say(f"all {len(self.slots)} processes are up after {time.monotonic() - self._began:.1f} s")
@@ -276,8 +285,11 @@ class Launcher:
         if command.verb == "stop":
             self.stop()
             return m.Done(detail="stopping")
+        if command.verb in ("capture", "release") and self.guests:
+            return self._change_guests(self.guests, command)
         if command.verb != "restart":
-            return m.Refused(reason=f"unknown verb {command.verb!r}; known: restart, stop, status, ping")
+            known = "restart, stop, status, ping, capture, release"
+            return m.Refused(reason=f"unknown verb {command.verb!r}; known: {known}")
         wanted = command.args.get("process", "")
         chosen = [s for s in self.slots if wanted in (s.want.name, s.want.name.partition("@")[0])]
         if self._stopping or not chosen:
@@ -291,10 +303,22 @@ class Launcher:
                 self._end(slot, slot.life)
         return m.Done(detail=", ".join(s.want.name for s in chosen))
 
+    def _change_guests(self, guests: Guests, command: m.Command) -> m.Answer:
+        if self._stopping or self._stop_wanted:
+            return m.Refused(reason="everything is stopping")
+        if command.verb == "capture":
+            return guests.capture(self.slots, Slot, command.args.get("source", ""))
+        slot = guests.release(self.slots, command.args.get("name", ""))
+        if isinstance(slot, m.Refused):
+            return slot
+        if slot.life:
+            self._end(slot, slot.life)
+        return m.Done(detail=slot.want.name)
+
     def _state(self, slot: Slot) -> str:
         if slot.life:
             word = "stopping" if slot.life.ours else "up" if slot.life.up else "starting"
             return word if slot.life.child else f"{word}, not started by this launcher"
-        return (
-            "finished" if slot.done else f"cannot run: {slot.complaint}" if slot.complaint else "waits for its restart"
-        )
+        if slot.done or slot.complaint:
+            return "finished" if slot.done else f"cannot run: {slot.complaint}"
+        return "waits for its restart" + (f", died {slot.fails} times" if slot.fails > 1 else "")

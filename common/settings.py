@@ -31,12 +31,13 @@ class Source(Section, frozen=True, kw_only=True):
     """One source of audio; its row in the table is `capture@NAME`."""
 
     name: str
-    kind: str  # file | stdin | microphone
-    path: str = ""  # file: path or URL
-    pace: str = "realtime"  # file: realtime | max | a factor such as "4"
-    rate_hz: int = 16_000  # stdin: sample rate of the s16le PCM
-    channels: int = 1  # stdin
-    device: str = ""  # microphone: number or part of the name; empty: the default one
+    kind: str  # file | stdin | pcm | microphone | loopback
+    path: str = ""  # file: path or URL; pcm: a file or FIFO of raw PCM
+    pace: str = "realtime"  # file, and pcm in a file: realtime | max | a factor such as "4"
+    rate_hz: int = 16_000  # stdin, pcm: samples a second
+    channels: int = 1  # stdin, pcm
+    format: str = "s16le"  # stdin, pcm: s16le s16be s24le s32le f32le u8 mulaw alaw
+    device: str = ""  # microphone, loopback: number or part of the name; empty: the default one
 
 
 class CaptureSettings(Section, frozen=True, kw_only=True):
@@ -180,7 +181,8 @@ class Settings(Section, frozen=True, kw_only=True):
         raise UserError(f"no source named {name!r} in the settings (known: {known}); add a [[source]] with that name")
 
 
-SOURCE_KINDS = ("file", "stdin", "microphone")
+SOURCE_KINDS = ("file", "stdin", "pcm", "microphone", "loopback")
+PCM_FORMATS = ("s16le", "s16be", "s24le", "s32le", "f32le", "u8", "mulaw", "alaw")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}")
 
 
@@ -213,7 +215,7 @@ def load(
     try:
         settings = msgspec.convert(profiles.under(profile, tree), Settings, strict=False)
     except msgspec.ValidationError as e:
-        raise UserError(f"settings: {_readable(str(e))}") from None
+        raise UserError(f"settings: {readable(str(e))}") from None
     _check(settings)
     return settings
 
@@ -234,7 +236,7 @@ def _put(tree: dict[str, Any], keys: list[str], value: str, origin: str) -> None
     node[keys[-1]] = value
 
 
-def _readable(message: str) -> str:
+def readable(message: str) -> str:
     """msgspec says ``Object contains unknown field `x` - at `$.a` ``; people read `a.x: unknown key`."""
     text, _, at = message.partition(" - at ")
     where = at.strip("`").removeprefix("$").lstrip(".")
@@ -247,21 +249,10 @@ def _readable(message: str) -> str:
 def _check(s: Settings) -> None:
     seen: set[str] = set()
     for i, src in enumerate(s.source):
-        where = f"settings: source[{i}]"
-        if not _NAME.fullmatch(src.name):
-            raise UserError(
-                f"{where}.name: {src.name!r} must be 1 to 32 of a-z 0-9 _ . - and begin with a letter or digit"
-            )
+        check_source(src, f"settings: source[{i}]")
         if src.name in seen:
-            raise UserError(f"{where}.name: {src.name!r} is used twice")
+            raise UserError(f"settings: source[{i}].name: {src.name!r} is used twice")
         seen.add(src.name)
-        if src.kind not in SOURCE_KINDS:
-            raise UserError(f"{where}.kind: {src.kind!r} is none of {', '.join(SOURCE_KINDS)}")
-        if src.kind == "file" and not src.path:
-            raise UserError(f"{where}.path: a file source needs a path")
-        if not 8_000 <= src.rate_hz <= 192_000 or not 1 <= src.channels <= 32:
-            raise UserError(f"{where}: rate_hz must be 8000 to 192000 and channels 1 to 32")
-        pace(src)
     for name, low, value in (
         ("capture.ram_s", 30, s.capture.ram_s),
         ("capture.sync_interval_ms", 20, s.capture.sync_interval_ms),
@@ -305,6 +296,21 @@ def _check(s: Settings) -> None:
         raise UserError(f"settings: transcriber.vad_threshold: {s.transcriber.vad_threshold} is not within 0.2 to 0.95")
 
 
+def check_source(src: Source, where: str) -> None:
+    """Raises UserError. A path is not looked at: it may appear later, and a URL may hold a password."""
+    if not _NAME.fullmatch(src.name):
+        raise UserError(f"{where}.name: {src.name!r} must be 1 to 32 of a-z 0-9 _ . - and begin with a letter or digit")
+    if src.kind not in SOURCE_KINDS:
+        raise UserError(f"{where}.kind: {src.kind!r} is none of {', '.join(SOURCE_KINDS)}")
+    if src.kind in ("file", "pcm") and not src.path:
+        raise UserError(f"{where}.path: a {src.kind} source needs a path")
+    if not 8_000 <= src.rate_hz <= 192_000 or not 1 <= src.channels <= 32:
+        raise UserError(f"{where}: rate_hz must be 8000 to 192000 and channels 1 to 32")
+    if src.format not in PCM_FORMATS:
+        raise UserError(f"{where}.format: {src.format!r} is none of {', '.join(PCM_FORMATS)}")
+    pace(src)
+
+
 def pace(source: Source) -> float:
     """Speed of a file source as a factor of real time; 0 means as fast as it can be read."""
     if source.pace == "max":
@@ -324,4 +330,4 @@ def pace(source: Source) -> float:
 
 def lane(source: Source) -> str:
     """`batch` for a file read as fast as it can be, else `live`."""
-    return "batch" if source.kind == "file" and pace(source) == 0.0 else "live"
+    return "batch" if source.kind in ("file", "pcm") and pace(source) == 0.0 else "live"

@@ -7,15 +7,18 @@ SIGTERM), `user` (a user error), `done` (exit 0).
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
 import time
 
 from common.child import Want
+from common.guests import Guests
 from common.launch import Launcher
 from common.process import EXIT_NAME_TAKEN, NameTaken, Process, arguments, main
-from common.settings import UserError, load
+from common.settings import Settings, Source, UserError, load
+from common.wire import run_dir
 
 
 def table(*settings: str) -> tuple[Want, ...]:
@@ -29,6 +32,14 @@ def table(*settings: str) -> tuple[Want, ...]:
         want("transcriber"),
         want("viewer"),
     )
+
+
+def guests(settings: Settings, *options: str) -> Guests:
+    def want(source: Source) -> Want:
+        command = ("-m", "tests.standin_process", f"capture@{source.name}", *options)
+        return Want(name=f"capture@{source.name}", command=command, survives=True, source=source.name, finite=True)
+
+    return Guests(run_dir(settings), want)
 
 
 def behave(process: Process) -> int:
@@ -56,7 +67,9 @@ def launcher(args: list[str]) -> None:
     overrides = tuple(a for a in args if a != "--set")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        Launcher(load(None, overrides, {}), table(*args), lambda line: print(line, flush=True)).run()
+        settings = load(None, overrides, {})
+        say = functools.partial(print, flush=True)
+        Launcher(settings, table(*args), say, guests=guests(settings, *args)).run()
     except NameTaken as e:
         print(e)
         sys.exit(EXIT_NAME_TAKEN)

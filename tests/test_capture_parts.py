@@ -18,9 +18,9 @@ import soxr
 from hypothesis import given, settings
 
 from capture import intake as intake_module
-from capture.files import _Schedule
 from capture.intake import Intake, elapsed_ns
 from capture.microphone import Behind, Device, NoDevice, choose
+from capture.pace import Schedule
 from capture.resample import Resampler
 from capture.retention import Candidate, Retention, due, read_upto
 from capture.ring import Patience, Ring, Run
@@ -412,7 +412,7 @@ def test_a_file_source_keeps_its_pace_and_does_not_hurry_after_a_pause(monkeypat
         return False
 
     monkeypatch.setattr(intake, "wait", wait)
-    schedule = _Schedule(2.0)
+    schedule = Schedule(2.0)
     assert schedule.piece_samples == RATE // 5
     assert schedule.wait(intake, 3200) and schedule.wait(intake, 3200)
     now[0] += 60  # the disk was full

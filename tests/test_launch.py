@@ -18,10 +18,10 @@ import pytest
 from arbiter.hands import Processes as Pidfds
 from common import backlog, topology, wire
 from common import messages as m
-from common.child import Life, Want, running, wants
+from common.child import Life, Want, running, want_capture, wants
 from common.launch import FIRST_SWEEP_S, STEADY_S, SWEEP_EVERY_S, Launcher
 from common.process import EXIT_NAME_TAKEN, holder, start_time, wait_gone
-from common.settings import Settings, Source
+from common.settings import Settings, Source, UserError
 from tests.conftest import ROOT, Processes, Started, clean_environment, wait_for
 
 NAMES = ["feed", "capture@a", "transcriber", "viewer"]
@@ -91,6 +91,10 @@ def test_the_table_becomes_processes() -> None:
     assert list(made) == list(topology.names(settings))
     assert made["capture@a"].command == ("-m", "capture", "--set", "k=v", "--source", "a")
     assert [w.name for w in made.values() if w.stdin] == ["capture@pipe"]
+    secret = want_capture(CAM, ["--set", "k=v"])
+    assert secret.finite and "s3cret" not in " ".join(secret.command), "arguments are seen by every user"
+    with pytest.raises(UserError, match="two sources of kind stdin"):
+        wants(settings, [], (Source(name="more", kind="stdin"),))
     assert {w.name for w in made.values() if w.survives} == {"arbiter", "feed", "capture@a", "capture@pipe"}
     ranks = {w.name: w.stop_rank for w in made.values()}
     assert ranks["capture@a"] < ranks["transcriber"] == ranks["viewer"] < ranks["feed"]
@@ -138,7 +142,8 @@ def test_back_off_grows(table: Table) -> None:
 
 @pytest.mark.processes
 def test_a_long_life_makes_restarts_quick_again(settings: Settings, folder: Path) -> None:
-    launcher = Launcher(settings, (Want(name="viewer", command=("-c", "input()"), stdin=True),), lambda line: None)
+    viewer = Want(name="viewer", command=("-c", "import signal; signal.pause()"))
+    launcher = Launcher(settings, (viewer,), lambda line: None)
     slot = launcher.slots[0]
     slot.life = Life.start(slot.want, folder / "x.log")
     slot.fails = 6
@@ -171,7 +176,7 @@ def test_a_kill_by_the_arbiter_is_an_order_not_a_crash(table: Table) -> None:
 @pytest.mark.processes
 def test_where_nothing_is_captured_audio_is_swept_once_an_hour(settings: Settings) -> None:
     sweeper = Want(name="sweeper", command=("-c", "pass"))
-    capture = Want(name="capture@a", source="a", command=("-c", "input()"), stdin=True)
+    capture = Want(name="capture@a", source="a", command=("-c", "import signal; signal.pause()"))
     launcher = Launcher(settings, (capture,), lambda line: None, sweeper=sweeper)
     began, lives = launcher._began, list[int]()
 
@@ -326,7 +331,7 @@ def test_garbage_is_refused_and_said_once(table: Table) -> None:
     huge.close()
     assert launcher.output().count("refused something") == 1
     refused = table.ask("explode")
-    assert isinstance(refused, m.Refused) and "restart, stop, status, ping" in refused.reason
+    assert isinstance(refused, m.Refused) and "restart, stop, status, ping, capture, release" in refused.reason
 
 
 @pytest.mark.processes
@@ -414,3 +419,71 @@ def test_stop_command_and_leftovers(table: Table) -> None:
     assert swapscribe("restart", "viewer").returncode == 0 and holder(table.run, "viewer") != old
     assert swapscribe("stop").returncode == 0
     assert second.wait() == 0 and running(table.run) == {}
+
+
+CAM = Source(name="cam", kind="file", path="rtsp://me:s3cret@cam/1")
+
+
+def capture_of(table: Table, source: Source) -> m.Answer:
+    return table.ask("capture", source=msgspec.json.encode(source).decode())
+
+
+@pytest.mark.processes
+def test_an_added_source_survives_kills_and_is_released(table: Table) -> None:
+    first = table.launch()
+    table.up()
+    assert capture_of(table, CAM) == m.Done(detail="capture@cam")
+    old = table.up("capture@cam")["capture@cam"]
+    assert capture_of(table, CAM) == m.Done(detail="capture@cam"), "the same again is no other one"
+    os.kill(old, signal.SIGKILL)
+    again = table.other("capture@cam", old)
+    first.kill()
+    second = table.launch()
+    assert table.up(*NAMES, "capture@cam")["capture@cam"] == again, "adopted"
+    os.kill(again, signal.SIGKILL)
+    assert table.other("capture@cam", again), "and started again by the second launcher"
+    told = msgspec.json.decode(getattr(table.ask("status"), "detail", ""))
+    assert told["capture@cam"] in ("up", "starting")
+    assert table.ask("release", name="cam") == m.Done(detail="capture@cam")
+    wait_for(lambda: "capture@cam" not in getattr(table.ask("status"), "detail", ""), what="its slot to be gone")
+    assert holder(table.run, "capture@cam") is None
+    assert not list((table.run / "added").iterdir())
+    assert second.stop() == 0 and running(table.run) == {}
+    assert "s3cret" not in first.output() + second.output()
+
+
+@pytest.mark.processes
+def test_what_cannot_be_added_or_released_is_refused(table: Table) -> None:
+    table.launch()
+    table.up()
+    other = msgspec.structs.replace(CAM, path="rtsp://cam/2")
+    assert isinstance(capture_of(table, CAM), m.Done)
+    refused = [
+        capture_of(table, other),
+        capture_of(table, msgspec.structs.replace(CAM, name="a")),
+        capture_of(table, msgspec.structs.replace(CAM, name="../x")),
+        capture_of(table, Source(name="in", kind="stdin")),
+        table.ask("capture", source="no json"),
+        table.ask("capture"),
+        table.ask("release", name="a"),
+        table.ask("release", name="nobody"),
+    ]
+    reasons = [getattr(r, "reason", "") for r in refused]
+    assert all(isinstance(r, m.Refused) for r in refused)
+    assert "cam is another source already" in reasons[0] and "a is a source of the settings" in reasons[1]
+    assert "must be 1 to 32 of" in reasons[2] and "another standard input" in reasons[3]
+    assert "no source 'nobody'" in reasons[7]
+    assert not any("s3cret" in r for r in reasons)
+
+
+@pytest.mark.processes
+def test_a_graceful_stop_forgets_what_was_added(table: Table) -> None:
+    first = table.launch()
+    table.up()
+    capture_of(table, CAM)
+    table.up("capture@cam")
+    assert first.stop() == 0
+    assert running(table.run) == {} and not list((table.run / "added").iterdir())
+    second = table.launch()
+    table.up()
+    assert "capture@cam" not in second.output()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -125,15 +126,20 @@ def test_a_simulated_card_means_embedded(folder: Path) -> None:
 
 
 @pytest.mark.joined
-def test_a_process_started_by_hand_has_the_profile_of_the_last_run_all(settings: Settings) -> None:
+def test_a_process_started_by_hand_has_the_profile_of_the_last_run_all(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWAPSCRIBE_SOURCE", "[]")  # put back afterwards
     given = Given(None, (), settings.data_dir)
     run = settings.data / "run"
     assert given.as_last_run() == ()
     run.mkdir(parents=True, exist_ok=True)
     (run / "profile").write_text("profile=rtx16")
-    (run / "source").write_text("source=[]")
-    assert set(given.as_last_run()) == {"source=[]", "profile=rtx16"}
-    assert Given(None, ("profile=embedded",), settings.data_dir).as_last_run() == ("source=[]",)
+    (run / "source").write_text('source=[{"name": "mic", "kind": "microphone"}]')
+    assert set(given.as_last_run()) == {"profile=rtx16"}
+    assert [s.name for s in given.settings().source] == ["mic"], "in the environment: a URL may hold a password"
+    os.environ["SWAPSCRIBE_SOURCE"] = "[]"
+    assert Given(None, ("profile=embedded",), settings.data_dir).as_last_run() == ()
 
 
 @pytest.mark.processes

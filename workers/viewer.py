@@ -26,6 +26,7 @@ from starlette.routing import Route
 
 from common import backlog, process, topology, wire
 from common import messages as m
+from common.given_sources import with_added
 from common.settings import UserError
 from workers.health import Health
 
@@ -38,7 +39,6 @@ class Viewer:
 
     def __init__(self, p: process.Process) -> None:
         self.p, self.health, self.news = p, Health(p.settings, time.monotonic()), 0
-        self.names = topology.names(p.settings)
 
     def follow(self) -> None:
         sub = wire.subscriber([wire.ipc(self.p.settings, "pub")], ["beat", "live.gpu", *(f"event.{k}" for k in SHOWN)])
@@ -54,7 +54,8 @@ class Viewer:
                 self.news += 1
 
     def alive(self) -> dict[str, bool]:  # asking for our own lock would drop it
-        return {n: n == self.p.name or process.holder(self.p.run, n) is not None for n in self.names}
+        names = topology.names(with_added(self.p.settings))
+        return {n: n == self.p.name or process.holder(self.p.run, n) is not None for n in names}
 
     def status(self) -> dict[str, Any]:
         return self.health.status(self.alive(), time.monotonic())

@@ -1,0 +1,198 @@
+"""`swapscribe transcribe FILE…`: text of files, at full speed, by the same processes that caption live sources.
+
+With a running system the files are batch streams of it: live captions go first. Without one, feed, arbiter and
+transcriber are started for as long as the command lives. Exit status: 0 all files are done, 1 some failed or are not
+whole, 2 wrong usage or nothing can run, 130 interrupted; then the same command goes on from there, also after kill -9.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from common.settings import Settings, UserError
+
+if TYPE_CHECKING:
+    from common.batch import Batch
+    from common.cli import Given
+    from common.launch import Launcher
+    from common.transcripts import Output, Progress
+
+PRIVATE = ("feed", "arbiter", "transcriber")
+SYSTEM_GONE_S = 10.0
+INTERRUPTED = 130
+FORMATS = ("txt", "srt", "vtt", "json")
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE…")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="txt", show_default=True)
+@click.option("--out", metavar="DIR", help="a file for each FILE there (default: standard output)")
+@click.option("--language", metavar="CODE", help="such as pt (default: as in the settings)")
+@click.option("--words", is_flag=True, help="with json: each word with its times and probability")
+@click.option("--again", is_flag=True, help="delete what an earlier run made of these files, and do them anew")
+@click.option("--quiet", is_flag=True, help="no progress")
+@click.pass_obj
+def transcribe(
+    given: Given,
+    files: tuple[str, ...],
+    form: str,
+    out: str | None,
+    language: str | None,
+    words: bool,
+    again: bool,
+    quiet: bool,
+) -> None:
+    """Transcribe audio or video files. What was interrupted goes on with the same command.
+
+    Status: 0 all done, 1 some files failed or are not whole, 2 nothing can be done, 130 interrupted.
+    """
+    from common.transcripts import Output, Progress
+
+    if words and form != "json":
+        raise UserError(f"--words needs --format json; {form} has no place for them")
+    if len(files) > 1 and not out and form in ("srt", "vtt"):
+        raise UserError(f"several files as {form} need --out DIR: on standard output nobody could tell them apart")
+    settings = given.settings()
+    output = Output(settings, files, form, Path(out) if out else None, words)
+    progress = Progress(quiet)
+    work = Work(given, language, output, progress, again)
+    sys.exit(work.run())
+
+
+class Work:
+    """The command's way through one or more systems."""
+
+    def __init__(self, given: Given, language: str | None, output: Output, progress: Progress, again: bool) -> None:
+        self.given, self.language, self.output, self.progress, self.again = given, language, output, progress, again
+        self.settings = given.settings()
+        self.interrupted = False
+
+    def run(self) -> int:
+        """Exit status."""
+        from common import wire
+        from common.launch import NAME
+        from common.process import NameTaken, holder
+
+        self.settings.data.mkdir(parents=True, exist_ok=True)
+        run = wire.run_dir(self.settings)
+        while self.output.open_jobs and not self.interrupted:
+            if holder(run, NAME):
+                self._joined()
+            else:
+                try:
+                    self._private()
+                except NameTaken:  # another one was a moment faster: join it
+                    continue
+        self.progress.clear()
+        if self.interrupted:
+            print("swapscribe: interrupted; the same command goes on from here", file=sys.stderr)
+            return INTERRUPTED
+        return 1 if self.output.failed else 0
+
+    def _batch(self, settings: Settings) -> Batch:
+        from common.batch import Batch
+
+        return Batch(settings, self.output.open_jobs, held=self.again)
+
+    def _turn(self, batch: Batch, wait_s: float) -> None:
+        """One turn of the batch, and what follows from it."""
+        if batch.held and batch.heard:
+            for job in self.output.open_jobs:
+                self.output.purge(job)
+                batch.forget(job.stream)
+            batch.held = self.again = False
+        for job in batch.turn(wait_s):
+            self.progress.clear()
+            self.output.settle(job)
+        self.progress.show(batch, self.output)
+        if batch.fatal:
+            raise UserError(batch.fatal)
+
+    def _joined(self) -> None:
+        """Until everything is done, or the system has ended."""
+        from common import wire
+        from common.launch import NAME
+        from common.process import holder
+
+        if self.language and self.language != self.settings.transcriber.language:
+            raise UserError(
+                f"the running system has language {self.settings.transcriber.language!r}; for {self.language!r} "
+                "stop it (swapscribe stop), or use another data folder: swapscribe --data DIR transcribe"
+            )
+        batch, run = self._batch(self.settings), wire.run_dir(self.settings)
+        gone_at = 0.0
+        try:
+            while not batch.over:
+                self._turn(batch, 0.1)
+                if holder(run, NAME):
+                    gone_at = 0.0
+                elif batch.states and "viewer" not in batch.states:
+                    return  # it was another command's own: go on alone
+                elif not gone_at:
+                    gone_at = time.monotonic()
+                elif time.monotonic() - gone_at > SYSTEM_GONE_S:
+                    raise UserError("the system was stopped; the same command goes on from here, alone")
+        except KeyboardInterrupt:
+            self.interrupted = True
+            batch.release_all()
+        finally:
+            batch.close()
+
+    def _private(self) -> None:
+        """A system of our own, that ends with us whatever ends us."""
+        from common import auto, wire
+        from common.child import want_capture, wants
+        from common.guests import Guests
+        from common.launch import Launcher, Slot
+
+        more = ["source=[]", "summary.enabled=false"]
+        if self.language:
+            more.append(f"transcriber.language={self.language}")
+        more.append(f"profile={auto.resolve(lambda *m: self.given.settings(*more, *m)).name}")
+        settings = self.given.settings(*more)
+        run = wire.run_dir(settings)
+        self._nobody_else(run)
+        passed = self.given.passed(*more)
+        table = {w.name: msgspec.structs.replace(w, survives=False) for w in wants(settings, passed)}
+        guests = Guests(run, lambda source: msgspec.structs.replace(want_capture(source, passed), survives=False))
+        guests.added.clear()
+        batch = self._batch(settings)
+        problem: list[UserError] = []
+
+        def turn(launcher: Launcher) -> None:
+            try:
+                self._turn(batch, 0.0)
+            except UserError as e:
+                problem.append(e)
+            if batch.wants_work and len(launcher.slots) == 1:  # only the feed: what is done already needs no more
+                launcher.slots += [Slot(table[n]) for n in PRIVATE[1:]]
+            if problem or batch.over:
+                launcher.stop()
+
+        def say(line: str) -> None:
+            if " died (" in line:
+                self.progress.clear()
+                print(f"-- {line}", file=sys.stderr)
+
+        try:
+            Launcher(settings, [table["feed"]], say, turn, guests=guests).run()
+            self.interrupted = not batch.over and not problem
+        finally:
+            batch.close()
+        if problem:
+            raise problem[0]
+
+    def _nobody_else(self, run: Path) -> None:
+        """Ours would end with us what a killed launcher left running, live captures too."""
+        from common.child import running
+        from common.orders import until
+
+        if not until(lambda: not running(run), SYSTEM_GONE_S):  # those of a killed `transcribe` are ending
+            names = ", ".join(running(run))
+            raise UserError(f"{names} run here without their launcher; say swapscribe run-all, or swapscribe stop")
