@@ -75,6 +75,8 @@ class TranscriberSettings(Section, frozen=True, kw_only=True):
     compression_ratio_threshold: float = 2.4
     first_prompt: str = "The following is a speech."  # English context for an utterance that has none of its own
     prompt_within_s: float = 30.0  # the previous utterance's text is context if it ended no longer ago
+    interim: bool = True  # text of live streams while it is being spoken, before its final
+    interim_every_s: float = 0.5  # of new speech between two looks at it
 
 
 class GpuSettings(Section, frozen=True, kw_only=True):
@@ -260,6 +262,7 @@ def _check(s: Settings) -> None:
         ("transcriber.threads", 1, s.transcriber.threads),
         ("transcriber.max_utterance_s", 2, s.transcriber.max_utterance_s),
         ("transcriber.silence_run_s", 1, s.transcriber.silence_run_s),
+        ("transcriber.interim_every_s", 0.1, s.transcriber.interim_every_s),
         ("gpu.cap_mib", 0, s.gpu.cap_mib),
         ("gpu.margin_mib", 0, s.gpu.margin_mib),
         ("gpu.simulated_mib", 0, s.gpu.simulated_mib),

@@ -191,6 +191,10 @@ class Runner:
             time.sleep(min(answer.retry_after_s, 1.0))
         return None
 
+    def tell(self, message: m.Hypothesis) -> None:
+        """To the feed, without waiting or an answer. (No append is outstanding: this thread waits for each.)"""
+        self._appender.tell(message)
+
     # The lease
 
     def edge(self) -> None:

@@ -1,21 +1,22 @@
 """Whisper's encoder on as much audio as there is, in place of always 30 s.
 
-The window is the speech and `PAD_S` of silence behind it, and the positional embedding is cut to match. Less silence
-than that makes the decoder loop (docs/decisions/cropped-encoder.md has the figures). A cost of attention and of the
-layers that falls with the length of the utterance.
+The window is the speech and `PAD_S` of silence behind it, and the positional embedding is cut to match. With less
+silence than that the decoder loops (docs/decisions/interim-text.md has the figures). The cost falls with the length.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from common.messages import SAMPLE_RATE
+
 PAD_S = 2.0
-FRAME_S = 0.01  # of the spectrogram; the encoder has a place for every two
+PLACE = SAMPLE_RATE // 50  # samples of one place of the encoder, two frames of the spectrogram
 
 
-def places(samples: int, rate: int = 16_000, most: int = 1500, pad_s: float = PAD_S) -> int:
-    """How many places of the encoder so many samples of speech need."""
-    return min(most, round((samples / rate + pad_s) / FRAME_S / 2))
+def places(samples: int, most: int) -> int:
+    """How many places so many samples of speech need; `most`: those of the whole window."""
+    return min(most, -(-samples // PLACE) + round(PAD_S * SAMPLE_RATE) // PLACE)
 
 
 def encode(model: Any, mel: Any, n: int) -> Any:

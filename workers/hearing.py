@@ -21,6 +21,7 @@ from common import backlog, wire
 from common import messages as m
 from common.process import Process
 from common.topology import doorbell
+from workers.interim import UnderWay
 from workers.retry import Retries
 from workers.steps import Step, Worker
 from workers.tenancy import NotCarriedOut
@@ -70,6 +71,10 @@ class Session(ABC):
     def deaf(self) -> Step | None:
         """A bounded Gap over audio that `scan` cannot survive; None: wait until there is more of it."""
 
+    def under_way(self) -> UnderWay | None:
+        """The utterance that is still being spoken at the end of what is scanned, if there is one."""
+        return None
+
     @abstractmethod
     def moved(self, at: m.At) -> None:
         """The journal took the step; go on from `at`."""
@@ -112,6 +117,10 @@ class Hearing(Worker):
     @abstractmethod
     def again(self, stream: str, gap: m.Gap, pcm: bytes) -> Generator[None, None, m.Body]:
         """The event that supersedes a retryable gap."""
+
+    def interim(self, runner: Runner, live: Sequence[Session]) -> bool:
+        """One bounded step of text that may still change, when nothing finished of live streams waits. False: none."""
+        return False
 
     # What the base asks
 
@@ -218,6 +227,8 @@ class Hearing(Worker):
         order = [*batch, *live] if batch and now >= self._batch_at + BATCH_EVERY_S else [*live, *batch]
         held_up = False
         for session in order:
+            if live and session.meta.lane != "live" and order[0] is live[0] and self.interim(runner, live):
+                return True
             try:
                 found = self._scan(runner, session)
             except OSError as e:
@@ -240,7 +251,7 @@ class Hearing(Worker):
                 self._append(runner, session, step)
             return True
         self._held_up = held_up
-        return False
+        return self.interim(runner, live)
 
     def _moved_elsewhere(self, stream: str, at: m.At | None) -> None:
         """A retry appended in our name: its session goes on from there."""

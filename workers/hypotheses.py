@@ -1,70 +1,103 @@
 """What Whisper makes of an utterance that is still being spoken: one greedy pass, quick rather than thorough.
 
-It begins with the words that are stable already, stops after so many new tokens, and says of each word how sure it is
-and where in the audio it was heard (cross-attention of the alignment heads). No fallbacks, no word times: those belong
-to the final.
+It hears the speech so far in a window cropped to it, begins with the words that are stable already, stops after so many
+new tokens, and says of each word how sure it is and where in the audio it was heard (cross-attention of the alignment
+heads). No fallbacks and no word times: those belong to the final, which owes nothing to this file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
+from common.messages import SAMPLE_RATE
+from workers.encoder import PAD_S, PLACE, encode, places
 from workers.interim import Piece
+from workers.vad import Floats
+
+SAME_PLACE = 10  # encoder places, 0.2 s: a token again, heard no further away than this, is the same sound
+TOKENS_S = 8  # nobody speaks more in a second
+TOKENS_MORE = 8
 
 
-class Glimpse:
-    """A greedy decoder on given features. `start` are the tokens before the text: prompt, start of transcript."""
+class Glimpses:
+    """A greedy decoder of whatever there is of an utterance."""
 
-    def __init__(self, torch: Any, model: Any, tokenizer: Any, suppressed: Sequence[int]) -> None:
-        self._torch, self._model, self._tokenizer = torch, model, tokenizer
-        self._suppressed = list(suppressed)
-        self._blank = [*tokenizer.encode(" "), tokenizer.eot]
-        heads = model.alignment_heads.indices().T.tolist()
+    def __init__(self, torch: Any, whisper: Any, model: Any, half: bool, tokenizer: Callable[[str], Any]) -> None:
+        self._torch, self._whisper, self._model = torch, whisper, model
+        self._dtype = torch.float16 if half else torch.float32
+        self._tokenizer = tokenizer
+        self._suppressed: dict[str, list[int]] = {}
         self._heads: dict[int, list[int]] = {}
-        for layer, head in heads:
+        for layer, head in model.alignment_heads.indices().T.tolist():
             self._heads.setdefault(layer, []).append(head)
 
     def __call__(
-        self, features: Any, start: Sequence[int], prefix: Sequence[int], most: int, places: int
+        self, audio: Floats, prompt: Sequence[int], stable: Sequence[Piece], language: str | None
+    ) -> Generator[None, None, tuple[list[Piece], float, str]]:
+        """`audio` from the utterance's start on. What follows the stable words, P(no speech), the language."""
+        torch = self._torch
+        with torch.no_grad():
+            pad = round(PAD_S * SAMPLE_RATE) + PLACE
+            mel = self._whisper.log_mel_spectrogram(torch.from_numpy(audio), self._model.dims.n_mels, padding=pad)
+            mel = mel.to(self._model.device, self._dtype)
+            features = encode(self._model, mel, places(len(audio), self._model.dims.n_audio_ctx))
+        yield
+        with torch.no_grad():
+            language = language or self._language(features)
+            heard = min(len(audio) // PLACE, features.shape[1])
+            most = round(TOKENS_S * (heard - max((p.heard for p in stable), default=0)) * PLACE / SAMPLE_RATE)
+            pieces, silent = self._decode(
+                features, self._tokenizer(language), prompt, stable, most + TOKENS_MORE, heard
+            )
+        return pieces, silent, language
+
+    def _decode(
+        self, features: Any, tokenizer: Any, prompt: Sequence[int], stable: Sequence[Piece], most: int, heard: int
     ) -> tuple[list[Piece], float]:
-        """At most `most` tokens behind `prefix`, as words; and P(no speech). `places` hold speech, the rest silence."""
+        """At most `most` tokens; `heard` places hold speech, the rest silence.
+
+        A decoder whose window ends soon after the speech says it again and again: it looks at the same sound again.
+        """
         torch, model = self._torch, self._model
-        queries: dict[int, list[Any]] = {layer: [] for layer in self._heads}
+        queries: dict[int, Any] = {}
         hooks = [
             model.decoder.blocks[layer].cross_attn.query.register_forward_hook(
-                lambda _, ins, out, kept=kept: kept.append(out[:, -1])
+                lambda _, ins, out, layer=layer: queries.__setitem__(layer, out[0, -1])
             )
-            for layer, kept in queries.items()
+            for layer in self._heads
         ]
         cache, more = model.install_kv_cache_hooks()
         hooks += more
-        tokens: list[int] = []
+        suppressed, blank = self._never(tokenizer), [*tokenizer.encode(" "), tokenizer.eot]
+        written = [(token, piece.heard) for piece in stable for token in piece.tokens]
+        first, sot = len(written), len(prompt) + bool(prompt)
         probs: list[float] = []
         silent = 0.0
         try:
-            given = torch.tensor([[*start, *prefix]], device=features.device)
+            begin = [*([tokenizer.sot_prev, *prompt] if prompt else []), *tokenizer.sot_sequence_including_notimestamps]
+            given = torch.tensor([[*begin, *(t for t, _ in written)]], device=features.device)
+            keys: list[tuple[int, Any]] = []
             for _ in range(most):
                 states = self._states(given, features, cache)
-                if not tokens and self._tokenizer.no_speech is not None:
-                    at = list(start).index(self._tokenizer.sot)
-                    silent = float(self._logits(states[:, at]).softmax(-1)[0, self._tokenizer.no_speech])
+                if not keys:
+                    keys = self._keys(cache, heard)
+                    silent = float(self._logits(states[:, sot]).softmax(-1)[0, tokenizer.no_speech])
                 logits = self._logits(states[:, -1])[0]
-                logits[self._suppressed] = -torch.inf
-                if not tokens and not prefix:
-                    logits[self._blank] = -torch.inf
-                logp, token = logits.log_softmax(-1).max(-1)
-                if int(token) == self._tokenizer.eot:
+                logits[suppressed] = -torch.inf
+                if not written:
+                    logits[blank] = -torch.inf
+                logp, best = logits.log_softmax(-1).max(-1)
+                token, place = int(best), self._looks_at(queries, keys)
+                if token == tokenizer.eot or _again(tokenizer, token, place, written):
                     break
-                tokens.append(int(token))
+                written.append((token, place))
                 probs.append(float(logp.exp()))
-                given = token.reshape(1, 1)
-            keys = {layer: cache[model.decoder.blocks[layer].cross_attn.key] for layer in self._heads}
-            heard = self._heard({k: v[: len(tokens)] for k, v in queries.items()}, keys, places) if tokens else []
+                given = best.reshape(1, 1)
         finally:
             for hook in hooks:
                 hook.remove()
-        return list(self._pieces(tokens, probs, heard)), silent
+        return list(_pieces(tokenizer, written[first:], probs)), silent
 
     def _states(self, tokens: Any, features: Any, cache: Any) -> Any:
         """The decoder without its last product, which costs most and is wanted of one place only."""
@@ -79,23 +112,46 @@ class Glimpse:
     def _logits(self, x: Any) -> Any:
         return (x @ self._model.decoder.token_embedding.weight.to(x.dtype).T).float()
 
-    def _heard(self, queries: dict[int, list[Any]], keys: dict[int, Any], places: int) -> list[int]:
-        """For each token the place that the alignment heads looked at most."""
-        torch, sums = self._torch, 0.0
-        n_head = self._model.dims.n_text_head
+    def _keys(self, cache: Any, heard: int) -> list[tuple[int, Any]]:
+        """Of each layer with alignment heads: the keys of their places with speech, (heads, size, places)."""
+        out, n = [], self._model.dims.n_text_head
         for layer, heads in self._heads.items():
-            q = torch.stack([x[0] for x in queries[layer]])  # (tokens, state)
-            k = keys[layer][0]  # (places, state)
-            q = q.view(len(q), n_head, -1)[:, heads].permute(1, 0, 2)
-            k = k.view(len(k), n_head, -1)[:, heads].permute(1, 2, 0)
-            scale = q.shape[-1] ** -0.5
-            sums = sums + ((q @ k) * scale).float().softmax(-1).sum(0)
-        return [int(i) for i in sums[:, : max(1, places)].argmax(-1)]  # type: ignore[index]
+            k = cache[self._model.decoder.blocks[layer].cross_attn.key][0, : max(1, heard)]
+            out.append((layer, k.view(len(k), n, -1)[:, heads].permute(1, 2, 0)))
+        return out
 
-    def _pieces(self, tokens: list[int], probs: list[float], heard: list[int]) -> Iterator[Piece]:
-        words, parts = self._tokenizer.split_to_word_tokens(tokens)
-        at = 0
-        for word, part in zip(words, parts, strict=True):
-            end = at + len(part)
-            yield Piece(word, tuple(part), min(probs[at:end]), max(heard[at:end]))
-            at = end
+    def _looks_at(self, queries: dict[int, Any], keys: list[tuple[int, Any]]) -> int:
+        """The place that the alignment heads look at most while they write the next token."""
+        n, total = self._model.dims.n_text_head, 0.0
+        for layer, k in keys:
+            q = queries[layer].view(n, 1, -1)[self._heads[layer]]  # (heads, 1, size)
+            total = total + ((q @ k) * q.shape[-1] ** -0.5).float().softmax(-1).sum((0, 1))
+        return int(total.argmax())  # type: ignore[attr-defined]
+
+    def _language(self, features: Any) -> str:
+        tokenizer = self._tokenizer("en")
+        tokens = self._torch.tensor([[tokenizer.sot]], device=features.device)
+        logits = self._model.decoder(tokens, features)[0, 0, list(tokenizer.all_language_tokens)]
+        code: str = tokenizer.all_language_codes[int(logits.argmax())]
+        return code
+
+    def _never(self, tokenizer: Any) -> list[int]:
+        """Tokens that are no speech, as whisper's own decoding leaves them out."""
+        if tokenizer.language not in self._suppressed:
+            marks = (tokenizer.transcribe, tokenizer.translate, tokenizer.sot, tokenizer.sot_prev, tokenizer.sot_lm)
+            self._suppressed[tokenizer.language] = [*tokenizer.non_speech_tokens, *marks, tokenizer.no_speech]
+        return self._suppressed[tokenizer.language]
+
+
+def _again(tokenizer: Any, token: int, place: int, written: Sequence[tuple[int, int]]) -> bool:
+    same = any(t == token and abs(other - place) <= SAME_PLACE for t, other in written)
+    return same and any(c.isalnum() for c in tokenizer.decode([token]))
+
+
+def _pieces(tokenizer: Any, written: Sequence[tuple[int, int]], probs: Sequence[float]) -> Iterator[Piece]:
+    words, parts = tokenizer.split_to_word_tokens([t for t, _ in written])
+    at = 0
+    for word, part in zip(words, parts, strict=True):
+        end = at + len(part)
+        yield Piece(word, tuple(part), min(probs[at:end]), max(place for _, place in written[at:end]))
+        at = end

@@ -21,7 +21,10 @@ from common.settings import TranscriberSettings, UserError
 from workers._torch import set_up
 from workers.base import Runner
 from workers.captions import echoes, looping, loud, repeats, snapped
-from workers.hearing import Hearing, Work
+from workers.hearing import Hearing, Session, Work
+from workers.hypotheses import Glimpses
+from workers.interim import Interim, UnderWay, text
+from workers.live_text import Glimpse, LiveText
 from workers.steps import Step
 from workers.utterances import State, Utterances, unpack
 from workers.vad import Floats, Rules, Vad
@@ -54,6 +57,7 @@ class Transcriber(Hearing):
         super().__init__(process)
         self.s: TranscriberSettings = process.settings.transcriber
         self.rules = Rules.of(self.s)
+        self.live_text = LiveText(self, self.s)
         self.vad: Vad
 
     def load(self, process: Process) -> Sequence[Any]:
@@ -89,6 +93,7 @@ class Transcriber(Hearing):
                     module.float()
         self.vad = Vad(torch, vad_folder)
         self.model = model
+        self.glimpses = Glimpses(torch, whisper, model, self.half, self._tokenizer)
         self._sha256 = models.stored(folder).sha256
         return [model]
 
@@ -131,6 +136,27 @@ class Transcriber(Hearing):
 
     def open(self, folder: Path, meta: backlog.Meta, at: m.At) -> Utterances:
         return Utterances(folder, meta, at, self.vad, self.rules)
+
+    # -- interim text -----------------------------------------------------------------------------------------------
+
+    def interim(self, runner: Runner, live: Sequence[Session]) -> bool:
+        return self.live_text.turn(runner, live)
+
+    def glimpse(self, state: bytes, now: UnderWay, upto: int, known: Interim) -> Glimpse:
+        """As `_hear` would begin, but of a sound without an end; what raises a doubt is not shown."""
+        before = unpack(state)
+        near = now.start - before.prompt_end <= self.s.prompt_within_s * m.SAMPLE_RATE
+        prompt = before.prompt if near and before.model == self.s.model else ()
+        audio = np.frombuffer(now.pcm[: (upto - now.start) * 2], "<i2").astype(np.float32) / 32768.0
+        lead, wanted = self._first_prompt(), known.language or self._language(self.model)
+        for context in (prompt, ()):
+            pieces, silent, language = yield from self.glimpses(audio, lead + context, known.stable, wanted)
+            said = text([*known.stable, *pieces])
+            if not (context and repeats(said, self._tokenizer(language).decode(context))):
+                break
+            yield  # it counts when it is heard without that text
+        doubt = silent > self.s.no_speech_threshold or looping(said) or echoes(said, self.s.first_prompt)
+        return () if doubt else pieces, language
 
     # -- infer ------------------------------------------------------------------------------------------------------
 
