@@ -1,10 +1,10 @@
 """Live captions as a subscriber sees them: how soon words are shown, how soon they are settled, what they cost.
 
-`python benchmarks/live.py [--model tiny.en] [--policy agreement|none] [--share 1] [--record FILE] [--json]` plays public
-speech, utterances with 1.5 s between them, at the pace of its time into a running system (the launcher and everything
-it starts) and prints figures with their bounds; takes as long as the speech, 7.5 minutes. `--share 4`: every fourth
-utterance. `--figures FILE` takes a record that was made of any other system (format: live_figures.py; the speech to
-play to it: `--wav FILE`) in place of a run. Word times come from live_words.jsonl.
+`python benchmarks/live.py [--model tiny.en] [--policy agreement|none] [--share 1] [--record FILE] [--json]` plays
+public speech, utterances with 1.5 s between them, at the pace of its time into a running system (the launcher and
+everything it starts) and prints figures with their bounds; takes as long as the speech, 7.5 minutes. `--share 4`:
+every fourth utterance. `--figures FILE` takes a record that was made of any other system in place of a run (format:
+live_figures.py; the speech to play to it: `--wav FILE`). Word times come from live_words.jsonl.
 """
 
 from __future__ import annotations
@@ -142,7 +142,9 @@ def play(settings: Settings, folder: Path, audio: Samples) -> Run:
     write_wav(folder / "talk.wav", audio)
     processes = Processes(folder, settings)
     try:
-        first = System(processes, settings, summaries=True)  # calibrates, so that it is not part of what is measured
+        # Calibrates, so that it is no part of what is measured.
+        write_wav(folder / "calm.wav", quiet(0.5))
+        first = System(processes, settings, file_source(folder / "calm.wav", "max", "calm"), summaries=True)
         first.start()
         first.up("transcriber", 60.0)
         while not (settings.data / "calibration.json").exists():

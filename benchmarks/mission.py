@@ -35,14 +35,14 @@ from common import messages as m  # noqa: E402
 from common.settings import Settings, SummarySettings  # noqa: E402
 from tests.conftest import Processes  # noqa: E402
 from tests.swaps import SwapSystem, Turn, Watch, gpu, lag_back, log_rows, turns_of  # noqa: E402
-from tests.system import TILES, Following, Undisturbed, body, file_source  # noqa: E402
+from tests.system import TILES, Following, Undisturbed, body, file_source, one_by_one  # noqa: E402
 from tests.test_swaps import TENTH  # noqa: E402
 
 CARDS = {"tenth": 1600, "real": 700}  # MiB
 
 
 def play(case: str, folder: Path, undisturbed: Undisturbed) -> list[Figure]:
-    settings = Settings(data_dir=str(folder / "data"), gpu=gpu(simulated_mib=CARDS[case]))
+    settings = one_by_one(Settings(data_dir=str(folder / "data"), gpu=gpu(simulated_mib=CARDS[case])))
     if case == "real":
         summary = SummarySettings(interval_s=10.0, max_new_tokens=32)
         settings = msgspec.structs.replace(settings, summary=summary)

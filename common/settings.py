@@ -74,6 +74,9 @@ class TranscriberSettings(Section, frozen=True, kw_only=True):
     logprob_threshold: float = -1.0
     compression_ratio_threshold: float = 2.4
     first_prompt: str = "The following is a speech."  # English context for an utterance that has none of its own
+    batch_most: int = 16  # finished utterances decoded at once while captions are late; 1: always one by one
+    batch_lag_s: float = 3.0  # one more of them for each so many seconds that captions are late
+    batch_windows: int = 0  # neighbours share windows of 28 s; so many of these at once. 0: 4 on CUDA, else 1
     prompt_within_s: float = 30.0  # the previous utterance's text is context if it ended no longer ago
     interim: bool = True  # text of live streams while it is being spoken, before its final
     interim_every_s: float = 0.5  # of new speech between two looks at it
@@ -262,6 +265,9 @@ def _check(s: Settings) -> None:
         ("transcriber.threads", 1, s.transcriber.threads),
         ("transcriber.max_utterance_s", 2, s.transcriber.max_utterance_s),
         ("transcriber.silence_run_s", 1, s.transcriber.silence_run_s),
+        ("transcriber.batch_most", 1, s.transcriber.batch_most),
+        ("transcriber.batch_windows", 0, s.transcriber.batch_windows),
+        ("transcriber.batch_lag_s", 0.1, s.transcriber.batch_lag_s),
         ("transcriber.interim_every_s", 0.1, s.transcriber.interim_every_s),
         ("gpu.cap_mib", 0, s.gpu.cap_mib),
         ("gpu.margin_mib", 0, s.gpu.margin_mib),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -44,6 +45,11 @@ class FaultyTranscriber(Transcriber):
     def infer(self, state: bytes, work: Work) -> Pieces[Step]:
         self._meet(work.speech)
         return super().infer(state, work)
+
+    def infer_all(self, state: bytes, works: Sequence[Work]) -> Pieces[list[Step]]:
+        for work in works:
+            self._meet(work.speech)
+        return super().infer_all(state, works)
 
     def again(self, stream: str, gap: m.Gap, pcm: bytes) -> Pieces[m.Body]:
         self._meet(gap.span)

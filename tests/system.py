@@ -230,6 +230,11 @@ def quiet(seconds: float, seed: int = 1) -> Samples:
     return np.clip(np.rint(rng.standard_normal(round(seconds * RATE)) * 5), -32768, 32767).astype(np.int16)
 
 
+def one_by_one(settings: Settings) -> Settings:
+    """Without catching up: the same captions whenever the transcriber gets to them."""
+    return msgspec.structs.replace(settings, transcriber=msgspec.structs.replace(settings.transcriber, batch_most=1))
+
+
 def file_source(path: Path, pace: str, name: str = "talk") -> Source:
     return Source(name=name, kind="file", path=str(path), pace=pace)
 
@@ -248,7 +253,7 @@ class Undisturbed:
         self.clip = clip or folder / "clip.wav"
         if clip is None:
             compose(self.clip, repeats)
-        settings = Settings(data_dir=str(folder / "data"))
+        settings = one_by_one(Settings(data_dir=str(folder / "data")))
         processes = Processes(folder, settings)
         try:
             system = System(processes, settings, file_source(self.clip, "1000"))

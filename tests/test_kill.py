@@ -27,7 +27,7 @@ from common import backlog
 from common.settings import Settings, Source
 from tests.conftest import Processes, Started, wait_for
 from tests.speech import RATE, samples, write_wav
-from tests.system import RECORDING, Following, System, Undisturbed, assert_whole, body, file_source, quiet
+from tests.system import RECORDING, Following, System, Undisturbed, assert_whole, body, file_source, one_by_one, quiet
 
 VICTIMS = {"transcriber": 8, "capture@talk": 7, "feed": 8, "launcher": 6, "arbiter": 5}  # kills of each, of 34
 PACE = "1.2"  # of the clip (107 s) while everything is killed
@@ -129,7 +129,7 @@ def test_kill_9_of_everything_loses_and_doubles_nothing(
 ) -> None:
     chosen = seed()
     print(f"seed {chosen}")
-    system = System(processes, settings, file_source(undisturbed.clip, PACE))
+    system = System(processes, one_by_one(settings), file_source(undisturbed.clip, PACE))
     survive(system, undisturbed, random.Random(chosen), 34, 0.8 * undisturbed.end / RATE / float(PACE))
 
 
@@ -139,7 +139,7 @@ def test_a_stopped_feed_loses_and_doubles_nothing(
     """SIGSTOP: it keeps its name, its sockets take messages, and nobody gets an answer."""
     rng = random.Random(chosen := seed())
     print(f"seed {chosen}")
-    system = System(processes, settings, file_source(undisturbed.clip, "4"))
+    system = System(processes, one_by_one(settings), file_source(undisturbed.clip, "4"))
     system.start()
     follower = Following(system.settings)
     stream = follower.wait("stream_started").stream
@@ -163,7 +163,7 @@ def test_two_transcribers_of_one_name_write_each_word_once(
 ) -> None:
     """The second one ignores the name lock; the journal's compare-and-set alone keeps them apart. Each is stopped for
     a while in turn, so that it comes back with a place that is long gone."""
-    system = System(processes, settings, file_source(undisturbed.clip, "8"))
+    system = System(processes, one_by_one(settings), file_source(undisturbed.clip, "8"))
     system.start()
     follower = Following(system.settings)
     stream = follower.wait("stream_started").stream
@@ -291,7 +291,7 @@ def main() -> None:
     settings = Settings(data_dir=str(folder / "killed"))
     processes = Processes(folder, settings)
     try:
-        system = System(processes, settings, file_source(undisturbed.clip, PACE))
+        system = System(processes, one_by_one(settings), file_source(undisturbed.clip, PACE))
         survive(system, undisturbed, random.Random(args.seed), args.kills, 0.8 * undisturbed.end / RATE / float(PACE))
     finally:
         processes.close()

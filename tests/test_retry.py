@@ -17,7 +17,18 @@ from common.feed_client import Appender, replay
 from common.settings import Settings
 from tests.conftest import Processes, wait_for
 from tests.speech import RATE, samples, word_errors
-from tests.system import RECORDING, Following, System, assert_whole, body, file_source, recording_text, text, weights
+from tests.system import (
+    RECORDING,
+    Following,
+    System,
+    assert_whole,
+    body,
+    file_source,
+    one_by_one,
+    recording_text,
+    text,
+    weights,
+)
 
 BAD = {"segv": 18 * RATE, "raise": 28 * RATE}  # samples in the middle of sentences
 pytestmark = pytest.mark.speech
@@ -29,7 +40,7 @@ def test_a_place_that_kills_is_given_up_after_three_times_and_retried(processes:
     faults = settings.data / "fault-transcriber"
     faults.write_text("".join(f"{kind} {sample}\n" for kind, sample in BAD.items()))
     small = msgspec.structs.replace(settings.capture, file_s=2)  # an utterance lies in several files of the backlog
-    settings = msgspec.structs.replace(settings, capture=small)
+    settings = msgspec.structs.replace(one_by_one(settings), capture=small)  # each death is counted
     system = System(processes, settings, file_source(RECORDING, "50"), program="tests.standin_transcriber")
     system.start()
     follower = Following(system.settings)

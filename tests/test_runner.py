@@ -107,6 +107,23 @@ def test_what_a_step_has_on_the_device_is_gone_before_the_weights_are(runner: Ru
     assert alive == [False, False], "memory of the step stays on the card: it cannot be given back"
 
 
+def test_a_step_that_does_not_fit_is_told_to_the_worker_which_may_take_smaller_ones(
+    runner: Runner, game: Game, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(runner.worker, "too_large", lambda: told.append(game.device.held_bytes))
+
+    def pieces() -> Generator[None, None, str]:
+        yield
+        return "done"
+
+    game.lease(True)
+    runner.edge()
+    assert runner.step(pieces(), 30) == "done" and not told
+    assert runner.step(pieces(), 31) is None and told == [0], "offloaded first"
+    assert game.holder.want.bytes >= 130
+
+
 def test_any_iterator_may_be_a_step(runner: Runner, game: Game) -> None:
     game.lease(True)
     steps: Iterator[None] = iter([None] * 3)
@@ -223,7 +240,7 @@ def test_memory_that_cannot_be_given_back_ends_the_worker_and_is_no_fault_of_the
     session: Any = SimpleNamespace(meta=SimpleNamespace(stream="s"), at=SimpleNamespace(state=b""))
     hearing: Any = SimpleNamespace(infer=pieces, again=pieces, log=runner.log)
     with pytest.raises(NotCarriedOut):
-        Hearing._infer(hearing, runner, session, work)
+        Hearing._infer(hearing, runner, session, [work])
     retries = retry.Retries(runner.process, hearing)
     monkeypatch.setattr(retry.backlog, "Reader", lambda folder: SimpleNamespace(samples=lambda span: b"xx"))
     gap = m.Gap(span=(0, 1), reason="failed", retryable=True, segment="s:0")

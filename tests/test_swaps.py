@@ -20,7 +20,7 @@ import pytest
 from common.settings import Settings, SummarySettings
 from tests.conftest import Processes, wait_for
 from tests.swaps import SwapSystem, Watch, gpu, turns_of
-from tests.system import RECORDING, Following, Undisturbed, file_source
+from tests.system import RECORDING, Following, Undisturbed, file_source, one_by_one
 
 pytestmark = [pytest.mark.processes, pytest.mark.speech, pytest.mark.timeout(300)]
 TENTH = {  # of 6 : 5 : 3 beside 14 on a card of 16, in MiB; the transcriber is the real one, with ballast
@@ -57,7 +57,7 @@ def swapped(system: SwapSystem, undisturbed: Undisturbed, cycles: int) -> Watch:
 def test_four_models_of_which_one_needs_all_the_others_room(
     processes: Processes, settings: Settings, undisturbed: Undisturbed
 ) -> None:
-    settings = msgspec.structs.replace(settings, gpu=gpu(simulated_mib=1600))
+    settings = msgspec.structs.replace(one_by_one(settings), gpu=gpu(simulated_mib=1600))
     system = SwapSystem(processes, settings, TENTH, file_source(undisturbed.clip, "1.0"), summaries=True)
     watch = swapped(system, undisturbed, 2)
     assert 1350 < watch.most_mib <= 1600
@@ -72,7 +72,7 @@ def test_whisper_and_the_summarizer_share_a_card_that_holds_one(
     processes: Processes, settings: Settings, undisturbed: Undisturbed
 ) -> None:
     settings = msgspec.structs.replace(
-        settings,
+        one_by_one(settings),
         gpu=gpu(simulated_mib=700),
         summary=SummarySettings(interval_s=10.0, max_new_tokens=24),
     )
@@ -144,7 +144,7 @@ def test_faults_during_swaps_lose_nothing(processes: Processes, settings: Settin
     print(f"seed {seed}")
     rng = random.Random(seed)
     plans = {"summarizer": {"mib": 400, "every_s": 0.5, "burst_s": 0.5}}
-    settings = msgspec.structs.replace(settings, gpu=gpu(simulated_mib=700))
+    settings = msgspec.structs.replace(one_by_one(settings), gpu=gpu(simulated_mib=700))
     system = SwapSystem(processes, settings, plans, file_source(undisturbed.clip, "0.7"), summaries=True)
     system.start()
     watch, follower = Watch(system.settings), Following(system.settings)

@@ -107,7 +107,7 @@ class Runner:
         self.holder.place = Place(residency="offloaded")
         known = self._calibrations.get(self._key(device))
         tenant.need_bytes = residency.weights_bytes * 5 // 4 + FIRST_WORKING_BYTES
-        tenant.least_bytes = residency.weights_bytes + self.worker.working_bytes() + SLACK_BYTES
+        tenant.least_bytes = residency.weights_bytes + self.worker.least_working_bytes() + SLACK_BYTES
         self.calibrating = known is None
         if known:
             tenant.need_bytes, tenant.least_bytes = known.weights_bytes + known.working_bytes + SLACK_BYTES, 0
@@ -132,16 +132,20 @@ class Runner:
     def carry(self, pieces: Iterator[None], working_bytes: int) -> bool:
         """Run a step piece by piece. False: the GPU had to be given back first, or was too small; nothing has moved."""
         assert self.tenant
-        return self.tenant.run(self._until_stopped(pieces), working_bytes) and not self.process.stopping
+        before = self.holder.ooms
+        done = self.tenant.run(self._until_stopped(pieces), working_bytes)
+        if self.holder.ooms > before:
+            self.worker.too_large()
+        return done and not self.process.stopping
 
-    def step(self, work: Generator[None, None, T]) -> T | None:
-        """Run a step that comes to a result; None as for `carry`."""
+    def step(self, work: Generator[None, None, T], working_bytes: int | None = None) -> T | None:
+        """Run a step that comes to a result; None as for `carry`. `working_bytes` None: as its largest one needs."""
         out: list[T] = []
 
         def pieces() -> Iterator[None]:
             out.append((yield from work))
 
-        self.carry(pieces(), self.worker.working_bytes())
+        self.carry(pieces(), self.worker.working_bytes() if working_bytes is None else working_bytes)
         return out[0] if out else None
 
     def _until_stopped(self, pieces: Iterator[None]) -> Iterator[None]:

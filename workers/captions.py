@@ -1,9 +1,11 @@
-"""Pure judgement on what a decoder made of a sound: is it a loop, an echo of its prompt, where do its words end?"""
+"""Pure judgement on what a decoder made of a sound: is it a loop, an echo of its prompt, where do its words end, and
+which of the utterances that were decoded in one window do they belong to?"""
 
 from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -78,3 +80,26 @@ def looping(text: str) -> bool:
             if all(words[i + k * size : i + (k + 1) * size] == unit for k in range(1, 4)):
                 return True
     return len(text) > 80 and len(text) / len(zlib.compress(text.encode())) > 2.4
+
+
+def packed(lengths: Sequence[int], most: int) -> list[range]:
+    """Neighbours that fit together into windows of `most`, in order; one that is longer has its own."""
+    windows, filled = list[range](), 0
+    for i, length in enumerate(lengths):
+        if windows and filled + length <= most:
+            windows[-1], filled = range(windows[-1].start, i + 1), filled + length
+        else:
+            windows.append(range(i, i + 1))
+            filled = length
+    return windows
+
+
+def owners(words: Sequence[tuple[float, float]], voices: Sequence[tuple[float, float]]) -> list[int]:
+    """For each word, from start to end, the stretch of voice that it belongs to: the one it shares the most time with,
+    else the nearest. Both are in order, and so is the answer. (Alignment gives a pause to a word next to it.)"""
+    found, at = list[int](), 0
+    for start, end in words:
+        shared = [min(end, v[1]) - max(start, v[0]) for v in voices[at:]]  # negative: how far away
+        at += int(np.argmax(shared))
+        found.append(at)
+    return found

@@ -2,27 +2,27 @@
 
 In: folders of the backlog, doorbells, the journal's places. Out: appends. A concrete worker brings `open` (a session
 for each stream, which scans audio) and `infer` (a pure function of state and work). Without the model `scan` goes on up
-to the first utterance that waits for it, so silence and lag stay known. A step that fails three times at one position
-becomes a Gap, loudly; the audio stays and `swapscribe retry` tries again. After a kill it goes on where the journal is.
+to the first utterance that waits for it, so silence and lag stay known, and further where it is late (`catchup`). A step
+that fails three times at one position becomes a Gap, loudly; the audio stays and `swapscribe retry` tries again. After a
+kill it goes on where the journal is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from common import backlog, wire
 from common import messages as m
 from common.process import Process
 from common.topology import doorbell
-from workers.interim import UnderWay
+from workers.catchup import CatchUp
 from workers.retry import Retries
+from workers.session import Session, Work
 from workers.steps import Step, Worker
 from workers.tenancy import NotCarriedOut
 
@@ -32,52 +32,6 @@ if TYPE_CHECKING:
 UNREADABLE_S = 10.0  # after which audio that could not be read is tried again
 NOBODY_S = 3600.0  # silence where there is no live stream
 BATCH_EVERY_S = 30.0  # a batch stream gets one step at least this often, however busy the live ones are
-
-
-class Work(msgspec.Struct, frozen=True, kw_only=True):
-    """One bounded piece for the model: tiles `span`, begun by `silence` samples without speech."""
-
-    stream: str
-    span: m.Span
-    speech: m.Span
-    voiced: m.Span
-    pcm: bytes  # s16le of `speech`
-    state: bytes  # scan state after `span`
-
-
-class Session(ABC):
-    """One stream under work, from the place the journal gave."""
-
-    def __init__(self, folder: Path, meta: backlog.Meta, at: m.At) -> None:
-        self.folder, self.meta, self.at = folder, meta, at
-        self.served_s = 0.0  # monotonic clock of its last step
-        self.position = at.positions.get("audio", 0)
-
-    @property
-    @abstractmethod
-    def reached(self) -> int:
-        """Everything before this sample is scanned or belongs to the utterance under way."""
-
-    @property
-    @abstractmethod
-    def silence_s(self) -> float:
-        """For how long nobody has spoken, as far as it is scanned; 0 while an utterance waits for the model."""
-
-    @abstractmethod
-    def scan(self) -> Step | Work | None:
-        """Look at more audio, bounded. None: nothing to do before more audio comes."""
-
-    @abstractmethod
-    def deaf(self) -> Step | None:
-        """A bounded Gap over audio that `scan` cannot survive; None: wait until there is more of it."""
-
-    def under_way(self) -> UnderWay | None:
-        """The utterance that is still being spoken at the end of what is scanned, if there is one."""
-        return None
-
-    @abstractmethod
-    def moved(self, at: m.At) -> None:
-        """The journal took the step; go on from `at`."""
 
 
 def life(folder: Path) -> tuple[int, int]:
@@ -96,6 +50,7 @@ class Hearing(Worker):
         self.process, self.settings, self.log = process, process.settings, process.log
         self.sessions: dict[str, Session] = {}
         self._retries = Retries(process, self)
+        self._catch_up = CatchUp(self)
         self._finished: dict[str, tuple[int, int]] = {}  # and which life of the folder was
         self._unreadable: dict[str, tuple[float, str]] = {}  # stream -> when it is tried again, what is wrong
         self._bells = wire.subscriber([], ["doorbell"])
@@ -109,6 +64,21 @@ class Hearing(Worker):
     @abstractmethod
     def infer(self, state: bytes, work: Work) -> Generator[None, None, Step]:
         """In pieces, and pure: the same samples, settings and state give the same step."""
+
+    def infer_all(self, state: bytes, works: Sequence[Work]) -> Generator[None, None, list[Step]]:
+        """The steps of (the first of) pieces of work right behind each other; a worker that can does them at once."""
+        steps = list[Step]()
+        for work in works:
+            steps.append((yield from self.infer(steps[-1].state if steps else state, work)))
+        return steps
+
+    def together(self, session: Session, late_s: float) -> int:
+        """How many pieces of work of a stream may be done at once now that it is `late_s` late."""
+        return 1
+
+    def bytes_of(self, works: Sequence[Work]) -> int:
+        """Device memory of their step beside the weights."""
+        return self.working_bytes()
 
     @abstractmethod
     def skipped(self, state: bytes, work: Work, gap: m.Gap) -> Step:
@@ -134,9 +104,13 @@ class Hearing(Worker):
         lags = {}
         for name, s in list(self.sessions.items()):
             with contextlib.suppress(OSError):
-                head = s.meta.end if s.meta.ended else backlog.head(s.folder)
-                lags[name] = round(max(0.0, backlog.seconds(head - s.reached)), 3)
+                lags[name] = self.late_s(s)
         return lags
+
+    @staticmethod
+    def late_s(session: Session) -> float:
+        head = session.meta.end if session.meta.ended else backlog.head(session.folder)
+        return round(max(0.0, backlog.seconds(head - session.reached)), 3)
 
     def late(self) -> float:
         lanes = {n: s.meta.lane for n, s in list(self.sessions.items())}
@@ -239,16 +213,26 @@ class Hearing(Worker):
                 if self._close_if_done(runner, session):
                     return True
                 continue
+            most = 1
             if isinstance(found, Work):
                 held_up = self._held_up = True
+                most = self._catch_up.most(runner, session)
+                ahead = most > 1 and self._catch_up.look_ahead(runner, session, most)
                 if not runner.ready:
+                    if ahead:
+                        return True
                     continue
             session.served_s = now
             if session.meta.lane != "live":
                 self._batch_at = now
-            step = self._infer(runner, session, found) if isinstance(found, Work) else found
-            if step:
-                self._append(runner, session, step)
+            if isinstance(found, Work):
+                works = session.waiting(most) if most > 1 else [found]
+                steps = self._infer(runner, session, works)
+            else:
+                steps = [found]
+            for step in steps:
+                if self.sessions.get(session.meta.stream) is session:  # else its place was taken, or we must stop
+                    self._append(runner, session, step)
             return True
         self._held_up = held_up
         return self.interim(runner, live)
@@ -282,14 +266,16 @@ class Hearing(Worker):
         self._unreadable[stream] = (time.monotonic() + UNREADABLE_S, f"{stream} cannot be read: {error}")
         del self.sessions[stream]
 
-    def _infer(self, runner: Runner, session: Session, work: Work) -> Step | None:
-        """None: the GPU had to be given back first; the utterance waits, nothing has moved."""
-        stream = session.meta.stream
+    def _infer(self, runner: Runner, session: Session, works: Sequence[Work]) -> list[Step]:
+        """None: the GPU had to be given back first; what waits still waits, nothing has moved."""
+        if len(works) > 1:
+            return self._catch_up.infer(runner, session, works)
+        (work,), stream = works, session.meta.stream
         if not runner.poison.begin(stream, work.span[0]):
             self.log.warning("gave up", stream=stream, span=work.span)
             segment = m.segment_id(stream, work.speech[0])
             gap = m.Gap(span=work.speech, reason="failed", retryable=True, segment=segment)
-            return self.skipped(session.at.state, work, gap)
+            return [self.skipped(session.at.state, work, gap)]
         runner.phase = "inferring"
         try:
             step = runner.step(self.infer(session.at.state, work))
@@ -302,7 +288,7 @@ class Hearing(Worker):
             raise
         if step is None:
             runner.poison.failed(counts=False)
-        return step
+        return [step] if step else []
 
     def _append(self, runner: Runner, session: Session, step: Step) -> None:
         which = life(session.folder)

@@ -7,59 +7,68 @@ heads). No fallbacks and no word times: those belong to the final, which owes no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from common.messages import SAMPLE_RATE
+from workers.captions import echoes, looping, repeats
+from workers.decoding import Decoder, Pieces, floats
 from workers.encoder import PAD_S, PLACE, encode, places
-from workers.interim import Piece
-from workers.vad import Floats
+from workers.interim import Interim, Piece, UnderWay, text
 
 SAME_PLACE = 10  # encoder places, 0.2 s: a token again, heard no further away than this, is the same sound
 TOKENS_S = 8  # nobody speaks more in a second
 TOKENS_MORE = 8
+Found = tuple[Sequence[Piece], str]
 
 
 class Glimpses:
     """A greedy decoder of whatever there is of an utterance."""
 
-    def __init__(self, torch: Any, whisper: Any, model: Any, half: bool, tokenizer: Callable[[str], Any]) -> None:
-        self._torch, self._whisper, self._model = torch, whisper, model
-        self._dtype = torch.float16 if half else torch.float32
-        self._tokenizer = tokenizer
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._torch, self._model = decoder.torch, decoder.model
         self._suppressed: dict[str, list[int]] = {}
         self._heads: dict[int, list[int]] = {}
-        for layer, head in model.alignment_heads.indices().T.tolist():
+        for layer, head in self._model.alignment_heads.indices().T.tolist():
             self._heads.setdefault(layer, []).append(head)
 
-    def __call__(
-        self, audio: Floats, prompt: Sequence[int], stable: Sequence[Piece], language: str | None
-    ) -> Generator[None, None, tuple[list[Piece], float, str]]:
-        """`audio` from the utterance's start on. What follows the stable words, P(no speech), the language."""
-        torch = self._torch
-        with torch.no_grad():
+    def __call__(self, now: UnderWay, upto: int, known: Interim, before: tuple[int, ...]) -> Pieces[Found]:
+        """What follows the stable words in the audio before `upto`, with `before` as the text before; the language.
+
+        Nothing where the whole may be no speech, a loop, or what the prompt says: the final has better means.
+        """
+        d, s = self._decoder, self._decoder.s
+        audio = floats(now.pcm[: (upto - now.start) * 2])
+        with self._torch.no_grad():
             pad = round(PAD_S * SAMPLE_RATE) + PLACE
-            mel = self._whisper.log_mel_spectrogram(torch.from_numpy(audio), self._model.dims.n_mels, padding=pad)
-            mel = mel.to(self._model.device, self._dtype)
-            features = encode(self._model, mel, places(len(audio), self._model.dims.n_audio_ctx))
+            mel = d.whisper.log_mel_spectrogram(self._torch.from_numpy(audio), d.model.dims.n_mels, padding=pad)
+            features = encode(self._model, d.moved(mel), places(len(audio), d.model.dims.n_audio_ctx))
         yield
-        with torch.no_grad():
-            language = language or self._language(features)
-            heard = min(len(audio) // PLACE, features.shape[1])
-            most = round(TOKENS_S * (heard - max((p.heard for p in stable), default=0)) * PLACE / SAMPLE_RATE)
-            pieces, silent = self._decode(
-                features, self._tokenizer(language), prompt, stable, most + TOKENS_MORE, heard
-            )
-        return pieces, silent, language
+        pieces, silent, said = list[Piece](), 0.0, ""
+        with self._torch.no_grad():
+            language = known.language or d.language() or self._language(features)
+        tokenizer = d.tokenizer(language)
+        for context in (before, ()):
+            with self._torch.no_grad():
+                pieces, silent = self._decode(features, tokenizer, d.first_prompt() + context, known.stable, len(audio))
+            said = text([*known.stable, *pieces])
+            if not (context and repeats(said, tokenizer.decode(context))):
+                break
+            yield  # it counts when it is heard without that text
+        doubt = silent > s.no_speech_threshold or looping(said) or echoes(said, s.first_prompt)
+        return () if doubt else pieces, language
 
     def _decode(
-        self, features: Any, tokenizer: Any, prompt: Sequence[int], stable: Sequence[Piece], most: int, heard: int
+        self, features: Any, tokenizer: Any, prompt: Sequence[int], stable: Sequence[Piece], samples: int
     ) -> tuple[list[Piece], float]:
-        """At most `most` tokens; `heard` places hold speech, the rest silence.
+        """The words behind the stable ones, and P(no speech); so many samples are heard, what follows is silence.
 
         A decoder whose window ends soon after the speech says it again and again: it looks at the same sound again.
         """
         torch, model = self._torch, self._model
+        heard = min(samples // PLACE, features.shape[1])
+        seconds = (heard - max((p.heard for p in stable), default=0)) * PLACE / SAMPLE_RATE
         queries: dict[int, Any] = {}
         hooks = [
             model.decoder.blocks[layer].cross_attn.query.register_forward_hook(
@@ -78,7 +87,7 @@ class Glimpses:
             begin = [*([tokenizer.sot_prev, *prompt] if prompt else []), *tokenizer.sot_sequence_including_notimestamps]
             given = torch.tensor([[*begin, *(t for t, _ in written)]], device=features.device)
             keys: list[tuple[int, Any]] = []
-            for _ in range(most):
+            for _ in range(TOKENS_MORE + round(TOKENS_S * seconds)):
                 states = self._states(given, features, cache)
                 if not keys:
                     keys = self._keys(cache, heard)
@@ -129,7 +138,7 @@ class Glimpses:
         return int(total.argmax())  # type: ignore[attr-defined]
 
     def _language(self, features: Any) -> str:
-        tokenizer = self._tokenizer("en")
+        tokenizer = self._decoder.tokenizer("en")
         tokens = self._torch.tensor([[tokenizer.sot]], device=features.device)
         logits = self._model.decoder(tokens, features)[0, 0, list(tokenizer.all_language_tokens)]
         code: str = tokenizer.all_language_codes[int(logits.argmax())]

@@ -18,7 +18,7 @@ from workers.tenancy import NotCarriedOut
 
 if TYPE_CHECKING:
     from workers.base import Runner
-    from workers.hearing import Session
+    from workers.session import Session
 
 PLACE = m.SAMPLE_RATE // 50  # samples of a place of the encoder
 Glimpse = Generator[None, None, tuple[Sequence[Piece], str]]

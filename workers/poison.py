@@ -82,6 +82,11 @@ class Poison:
             self._write()
         return True
 
+    def ended_badly(self, what: str) -> int:
+        """The place of the last step `what` if it ended badly; -1: it did not, or there was none."""
+        attempt = self._all.tries.get(what)
+        return attempt.position if attempt and (attempt.failures or attempt.kills) else -1
+
     def failed(self, counts: bool = True) -> int:
         """The step under way raised; returns how often it has failed."""
         attempt = self._all.tries.get(self._all.open, Attempt(position=-1))

@@ -44,6 +44,13 @@ class Worker(ABC):
     def working_bytes(self) -> int:
         """Device memory of its largest step beside the weights. A simulated device holds it to that, CUDA measures."""
 
+    def least_working_bytes(self) -> int:
+        """The same with the smallest steps that would do."""
+        return self.working_bytes()
+
+    def too_large(self) -> None:  # noqa: B027 - most have no smaller ones
+        """A step ran out of memory: a worker that can take smaller ones does so from now on."""
+
     @abstractmethod
     def rehearse(self) -> Iterator[None]:
         """Its largest step in pieces, on made-up input: what is calibrated."""

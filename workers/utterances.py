@@ -2,21 +2,23 @@
 
 In: samples, holes, the end of the stream. Out: `Work` for the model, or a `Step` (silence, a hole). The VAD's state
 travels with the position, so a process that starts at any place of the journal cuts exactly as one that never died.
+Who is late may look ahead at several finished cuts: they are the ones that would be found one by one.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from common import backlog
 from common import messages as m
-from workers.hearing import Session, Work
 from workers.interim import UnderWay
+from workers.session import Session, Work
 from workers.steps import Step
-from workers.vad import FRAME, Cut, Rules, Segmenter, Vad
+from workers.vad import FRAME, Cut, Floats, Rules, Segmenter, Vad
 
 SCAN_SAMPLES = 30 * m.SAMPLE_RATE  # audio looked at before others get their turn
 
@@ -37,6 +39,16 @@ def unpack(state: bytes) -> State:
     return _state.decode(state) if state else State()
 
 
+class Found(NamedTuple):
+    """A cut in samples of the stream: silence, then an utterance from `start` to `end` (none when they are equal)."""
+
+    first: int
+    start: int
+    end: int
+    voiced: m.Span
+    state: Floats  # of the VAD at `end`
+
+
 class Utterances(Session):
     """Scans one stream: voice activity from the journal's position on, cut into work."""
 
@@ -51,52 +63,80 @@ class Utterances(Session):
         self.at = at
         self.position = at.positions.get("audio", 0)
         saved = unpack(at.state).vad
-        self._states = [np.frombuffer(saved, np.float32) if saved else self._vad.start()]  # before frame 0, 1, 2, ...
         self._pcm = bytearray()  # s16le from `position` on
+        self._found: list[Found] = []  # cuts that wait, from `position` on
+        self._front = self.position  # where the last of them ends; frames are counted from here
+        self._states = [np.frombuffer(saved, np.float32) if saved else self._vad.start()]  # before frame 0, 1, 2, ...
         self._segmenter = Segmenter(self._rules)
-        self._cut: Cut | None = None
         self._final = 0  # a hole or the end of the stream stands at this sample; 0: not in sight
         self._voice_end = self.position  # first sample after the last frame of speech
 
     @property
-    def _heard(self) -> int:
+    def heard(self) -> int:
         return self.position + len(self._pcm) // backlog.BYTES
 
     @property
     def reached(self) -> int:
         # A cut that waits is a complete utterance nobody has processed: the lag is its age.
-        cut = self._cut  # another thread asks
-        return self.position + cut.end * FRAME if cut else self._heard
+        waiting = self._found[:1]  # another thread asks
+        return waiting[0].end if waiting else self.heard
 
     @property
     def silence_s(self) -> float:
-        return 0.0 if self._cut else backlog.seconds(self._heard - self._voice_end)
+        return 0.0 if self._found else backlog.seconds(self.heard - self._voice_end)
 
     def scan(self) -> Step | Work | None:
-        budget = SCAN_SAMPLES
-        while self._cut is None:
-            if len(self._segmenter.probs) < len(self._pcm) // (FRAME * backlog.BYTES):
+        if not self._found and (hole := self._find(SCAN_SAMPLES)):
+            return hole
+        return self._told(self._found[0]) if self._found else None
+
+    def look_ahead(self, most: int, samples: int = SCAN_SAMPLES) -> bool:
+        """Hear on until `most` cuts wait, `samples` at most. False: that many wait, or there is nothing to hear."""
+        before, count = self.heard, len(self._found)
+        while len(self._found) < most and self._found and (left := before + samples - self.heard) > 0:
+            known = len(self._found), self.heard
+            self._find(left)
+            if known == (len(self._found), self.heard):
+                break
+        return self.heard > before or len(self._found) > count
+
+    def waiting(self, most: int) -> list[Work]:
+        """The utterances that were found right behind each other from the position on, `most` of them."""
+        run: list[Work] = []
+        for found in self._found[:most]:
+            told = self._told(found)
+            if not isinstance(told, Work):
+                break  # a long silence
+            run.append(told)
+        return run
+
+    def _find(self, budget: int) -> Step | None:
+        """Hear on until another cut is certain, no more than `budget` samples. A Step: a hole at the position."""
+        count = len(self._found)
+        while len(self._found) == count:
+            if len(self._segmenter.probs) < (self.heard - self._front) // FRAME:
                 self._frame()
                 continue
             if self._final:
-                return self._finish()
+                self._finish()
+                break
             if budget <= 0:
                 break
-            chunk = self._reader.read(self._heard, min(budget, 16 * FRAME))
+            chunk = self._reader.read(self.heard, min(budget, 16 * FRAME))
             if chunk.pcm:
                 self._pcm += chunk.pcm
                 budget -= len(chunk.pcm) // backlog.BYTES
-            elif chunk.hole_end > chunk.start or (self.meta.ended and self._heard >= self.meta.end > self.position):
-                self._final = self._heard
-                if self._heard == self.position:
+            elif chunk.hole_end > chunk.start or (self.meta.ended and self.heard >= self.meta.end > self.position):
+                if self.heard == self.position:
                     return self._hole(chunk)
+                self._final = self.heard
             else:
-                return None
-        return self._work(self._cut) if self._cut else None
+                break
+        return None
 
     def under_way(self) -> UnderWay | None:
-        if self._cut or not self._segmenter.speaking:
-            return None
+        if self._found or not self._segmenter.speaking:
+            return None  # nothing waits, so the segmenter counts from the position
         origin, (onset, end) = self.position, self._segmenter.voice
         first, heard = max(0, onset - self._rules.pre_roll) * FRAME, len(self._segmenter.probs) * FRAME
         return UnderWay(
@@ -110,45 +150,60 @@ class Utterances(Session):
 
     def _frame(self) -> None:
         k = len(self._segmenter.probs)
-        raw = bytes(self._pcm[k * FRAME * 2 : (k + 1) * FRAME * 2])
+        at = self._front - self.position + k * FRAME
+        raw = bytes(self._pcm[at * 2 : (at + FRAME) * 2])
         frame = np.frombuffer(raw.ljust(FRAME * 2, b"\0"), "<i2").astype(np.float32) / 32768.0
         p, state = self._vad.step(frame, self._states[k])
         self._states.append(state)
         if p >= self._rules.ends_below:
-            self._voice_end = self.position + (k + 1) * FRAME
-        self._cut = self._segmenter.push(p)
+            self._voice_end = self._front + (k + 1) * FRAME
+        self._take(self._segmenter.push(p))
 
-    def _finish(self) -> Step | Work:
+    def _finish(self) -> None:
         """The audio stops at `_final`: hear the last, short frame and cut what is left."""
-        if len(self._segmenter.probs) * FRAME < self._final - self.position:
+        count = len(self._found)
+        if len(self._segmenter.probs) * FRAME < self._final - self._front:
             self._frame()
-        cut = self._cut or self._segmenter.finish()
-        assert cut is not None  # something was heard, else we would be at the hole itself
-        self._cut = cut
-        return self._work(cut)
+        if len(self._found) == count and self._front < self._final:
+            self._take(self._segmenter.finish())
 
-    def _work(self, cut: Cut) -> Step | Work:
+    def _take(self, cut: Cut | None) -> None:
+        """Keep a cut, and look for others in the frames behind it that are heard already: they are cut anew from
+        there, exactly as a process that starts there would do."""
+        front = self._front
+
         def sample(frame: int) -> int:
-            return min(self.position + frame * FRAME, self._final or self._heard)
+            return min(front + frame * FRAME, self._final or self.heard)
 
-        start, end = sample(cut.start), sample(cut.end)
-        state = self._states[cut.end]
-        if self._final and end == self._final:
-            state = self._vad.start()  # what comes after a hole is heard afresh
-        if cut.start == cut.end:
-            kept = msgspec.structs.replace(unpack(self.at.state), vad=state.tobytes())
-            return Step(positions={"audio": end}, events=(m.Silence(span=(self.position, end)),), state=m.encode(kept))
+        while cut:
+            front = self._front
+            end = sample(cut.end)
+            # What comes after a hole is heard afresh.
+            state = self._vad.start() if self._final and end == self._final else self._states[cut.end]
+            voiced = sample(cut.voiced[0]), sample(cut.voiced[1])
+            found = Found(first=front, start=sample(cut.start), end=end, voiced=voiced, state=state)
+            self._found = [*self._found, found]
+            self._front = end
+            if end == self._final:
+                return
+            del self._states[: cut.end]
+            cut = self._segmenter.rebase(cut.end)
+
+    def _told(self, found: Found) -> Step | Work:
+        span = (found.first, found.end)
+        if found.start == found.end:
+            kept = msgspec.structs.replace(unpack(self.at.state), vad=found.state.tobytes())
+            return Step(positions={"audio": found.end}, events=(m.Silence(span=span),), state=m.encode(kept))
         return Work(
             stream=self.meta.stream,
-            span=(self.position, end),
-            speech=(start, end),
-            voiced=(sample(cut.voiced[0]), sample(cut.voiced[1])),
-            pcm=bytes(self._pcm[(start - self.position) * 2 : (end - self.position) * 2]),
-            state=state.tobytes(),
+            span=span,
+            speech=(found.start, found.end),
+            voiced=found.voiced,
+            pcm=bytes(self._pcm[(found.start - self.position) * 2 : (found.end - self.position) * 2]),
+            state=found.state.tobytes(),
         )
 
     def _hole(self, chunk: backlog.Chunk) -> Step:
-        self._final = 0
         span = (chunk.start, chunk.hole_end)
         kept = msgspec.structs.replace(unpack(self.at.state), vad=self._vad.start().tobytes())
         gap = m.Gap(span=span, reason=chunk.reason, retryable=False, segment=m.segment_id(self.meta.stream, span[0]))
@@ -170,12 +225,11 @@ class Utterances(Session):
         return Step(positions={"audio": end}, events=(gap,), state=m.encode(State(vad=self._vad.start().tobytes())))
 
     def moved(self, at: m.At) -> None:
-        cut, position = self._cut, at.positions["audio"]
-        if cut is None or (self._final and position >= self._final):
+        position = at.positions["audio"]
+        ends = [f.end for f in self._found]
+        if position not in ends or position == self._final:
             self._begin(at)
             return
+        del self._pcm[: (position - self.position) * 2]
+        self._found = self._found[ends.index(position) + 1 :]
         self.at, self.position = at, position
-        del self._pcm[: cut.end * FRAME * 2]
-        del self._states[: cut.end]
-        # Frames already heard are cut anew from here, exactly as a process that starts here would do.
-        self._cut = self._segmenter.rebase(cut.end)

@@ -1,0 +1,133 @@
+"""Real speech that waited, several utterances at once: fewer encoder runs, the same segments, hardly another word.
+
+`benchmarks/catchup.py` measures it on three minutes; tests/test_catchup.py has the kills and the bad utterances.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from common import backlog
+from common import messages as m
+from common.settings import Settings
+from tests import speech
+from tests.conftest import Processes, wait_for
+from tests.speech import RATE, samples, word_errors
+from tests.system import RECORDING, Following, assert_whole, body, quiet, recording_text, text, weights
+from tests.test_echo import Ear, whole
+from workers.hearing import Work
+from workers.steps import Step
+
+pytestmark = pytest.mark.speech
+CLIPS = [*speech.librivox()[:4], speech.jfk()]
+
+
+@pytest.fixture(scope="module")
+def ear() -> Iterator[Ear]:
+    folder = Path(tempfile.mkdtemp(prefix="sw-"))
+    try:
+        yield Ear(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def hear(ear: Ear, most: int, windows: int = 1) -> tuple[list[m.Body], int, int]:
+    """(what CLIPS become with `most` utterances at once, in so many windows at once; steps; runs of the encoder)"""
+    ear.transcriber._windows = windows
+    folder = Path(tempfile.mkdtemp(dir=ear.folder))
+    writer = backlog.Writer(folder, 60 * RATE)
+    writer.append(0, np.concatenate([x for c in CLIPS for x in (samples(c.path), quiet(0.7))]).astype("<i2").tobytes())
+    meta = backlog.Meta(
+        stream="s", source="s", lane="live", origin="", started_ns=1, resumable=True, ended=True, end=writer.end
+    )
+    at = m.At(n=0, positions={"audio": 0}, state=b"", head=0)
+    session, found, steps, runs = ear.transcriber.open(folder, meta, at), list[m.Body](), 0, list[int]()
+    hook = ear.transcriber.decoder.model.encoder.register_forward_hook(lambda *args: runs.append(1))
+    try:
+        while (told := session.scan()) is not None:
+            done: list[Step] = []
+            if isinstance(told, Work):
+                steps += 1
+                session.look_ahead(most, 60 * RATE)
+                works = session.waiting(most)
+                state = session.at.state
+                one = ear.transcriber.infer
+                done = whole(ear.transcriber.infer_all(state, works)) if most > 1 else [whole(one(state, works[0]))]  # type: ignore[assignment,arg-type]
+            else:
+                done = [told]
+            for step in done:
+                at = m.At(n=at.n + 1, positions=step.positions, state=step.state, head=0)
+                found += step.events
+                session.moved(at)
+    finally:
+        hook.remove()
+    assert at.positions["audio"] == meta.end
+    return found, steps, len(runs)
+
+
+def test_neighbours_decoded_at_once_are_the_same_segments_with_hardly_other_words(ear: Ear) -> None:
+    alone, steps_alone, runs_alone = hear(ear, 1)
+    reference = " ".join(c.text for c in CLIPS)
+    said = [b for b in alone if isinstance(b, m.Transcript)]
+    errors = word_errors(reference, " ".join(b.text for b in said))
+    assert steps_alone == len(said) >= 6
+    for windows in (1, 3):
+        bodies, steps, runs = hear(ear, 16, windows)
+        assert [(type(b), b.span) for b in bodies] == [(type(b), b.span) for b in alone]  # type: ignore[union-attr]
+        assert steps < steps_alone and runs < runs_alone, "one by one would be as fast"
+        heard = [b for b in bodies if isinstance(b, m.Transcript)]
+        assert [b.segment for b in heard] == [b.segment for b in said]
+        assert word_errors(reference, " ".join(b.text for b in heard)) <= errors + 1  # of 90
+        for b in heard:
+            assert "".join(w.text for w in b.words).strip() == b.text
+            edges = [edge for w in b.words for edge in w.span]
+            assert edges == sorted(edges) and b.span[0] <= edges[0] <= edges[-1] <= b.span[1]
+
+
+def test_the_memory_of_a_batch_is_in_what_it_wants(ear: Ear) -> None:
+    t = ear.transcriber
+    t._windows = 4
+    assert t.least_working_bytes() < t.working_bytes() == t.decoder.working_bytes(4)
+    assert sum(1 for _ in t.rehearse()) == 2, "it is calibrated in pieces"
+    t.too_large()
+    t.too_large()
+    t.too_large()
+    assert t.working_bytes() == t.least_working_bytes(), "less at once, once it did not fit"
+
+
+def test_a_worker_killed_while_it_catches_up_loses_and_doubles_nothing(
+    processes: Processes, settings: Settings
+) -> None:
+    """44 s wait for a lease; the worker gets it, does several at once, is killed, and goes on."""
+    weights()
+    sound, folder = samples(RECORDING), settings.streams / "talk"
+    writer = backlog.Writer(folder, 60 * RATE)
+    writer.append(0, sound.tobytes())
+    writer.close()
+    meta = backlog.Meta(stream="talk", source="t", lane="live", origin="a test", started_ns=1, resumable=True)
+    backlog.write_meta(folder, msgspec.structs.replace(meta, ended=True, end=len(sound), end_reason="end of file"))
+    processes.start("workers.feed")
+    follower = Following(settings)
+    worker = processes.start("workers.transcriber")
+    wait_for(lambda: "stream opened" in worker.output(), 60.0, "the stream to be opened")
+    assert not follower.find("transcript"), "without a lease"
+    processes.start("arbiter")
+    wait_for(lambda: "utterances at once" in worker.output(), 60.0, "a batch")
+    worker.kill()
+    again = processes.start("workers.transcriber")
+    follower.wait("stream_ended")
+    follower.close()
+    events = follower.events
+    assert assert_whole(events, "talk") == len(sound)
+    assert Counter(e.kind for e in events)["gap"] == 0
+    assert word_errors(recording_text(), text(events, "talk")) <= 8
+    assert max(body(e).span[1] for e in events if e.kind == "transcript") > 0.9 * len(sound)
+    assert again.alive and worker.output().count("utterances at once") + again.output().count("utterances at once") >= 2

@@ -1,0 +1,81 @@
+"""Catching up: how many finished utterances go to the model at once, and who finds them.
+
+In: how late a stream is, what its session has found, what ended badly before. Out: steps in order, each of which is an
+append of its own, so that a kill between two loses and doubles nothing. Whatever ends badly at once is done one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from common import messages as m
+from common.settings import TranscriberSettings
+from workers.steps import Step
+from workers.tenancy import NotCarriedOut
+
+if TYPE_CHECKING:
+    from workers.base import Runner
+    from workers.hearing import Hearing
+    from workers.session import Session, Work
+
+READY_SAMPLES = 30 * m.SAMPLE_RATE  # looked ahead at a time
+AWAY_SAMPLES = 5 * m.SAMPLE_RATE  # the same while the model is away: a lease must not wait for long
+
+
+def how_many(late_s: float, s: TranscriberSettings) -> int:
+    """Utterances at once: one more for each `batch_lag_s` that captions are late; one when they are not."""
+    return max(1, min(s.batch_most, int(late_s / s.batch_lag_s)))
+
+
+class CatchUp:
+    """Several utterances of one stream at once. `most` of 1 is what goes on without it."""
+
+    def __init__(self, worker: Hearing) -> None:
+        self.worker, self.log = worker, worker.log
+
+    def most(self, runner: Runner, session: Session) -> int:
+        """How many go to the model at once now: one by one where doing otherwise has ended badly."""
+        try:
+            most = self.worker.together(session, self.worker.late_s(session))
+        except OSError:
+            return 1  # its folder is going away
+        if most > 1 and session.position < runner.poison.ended_badly(self._what(session)):
+            return 1
+        return most
+
+    @staticmethod
+    def _what(session: Session) -> str:
+        return f"{session.meta.stream} together"
+
+    def look_ahead(self, runner: Runner, session: Session, most: int) -> bool:
+        """Find what is behind the utterance that waits. False: there is nothing, or enough is found."""
+        samples = READY_SAMPLES if runner.ready else AWAY_SAMPLES
+        runner.poison.begin(self._what(session), session.heard + samples, waits=True)
+        try:
+            return session.look_ahead(most, samples)
+        except (OSError, MemoryError):
+            return False  # it is met again when its turn comes
+        except Exception:
+            runner.poison.failed()
+            raise
+
+    def infer(self, runner: Runner, session: Session, works: Sequence[Work]) -> list[Step]:
+        """Their steps; none when the GPU had to be given back first, or when it failed: then one by one."""
+        stream, span = session.meta.stream, (works[0].span[0], works[-1].span[1])
+        runner.poison.begin(self._what(session), span[1], waits=True)
+        runner.phase = "inferring"
+        try:
+            steps = runner.step(self.worker.infer_all(session.at.state, works), self.worker.bytes_of(works))
+        except NotCarriedOut:
+            runner.poison.failed(counts=False)
+            raise
+        except Exception:
+            runner.poison.failed()
+            self.log.exception("step failed; utterances one by one", stream=stream, span=span, count=len(works))
+            return []
+        if steps is None:
+            runner.poison.failed(counts=False)
+            return []
+        self.log.info("utterances at once", stream=stream, count=len(steps), position=span[0])
+        return steps

@@ -1,0 +1,75 @@
+"""One stream under work, as a worker that reads the backlog holds it, and the pieces of work that it gives.
+
+A session is rebuilt from the journal's place; nothing in it has to outlive a kill.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import msgspec
+
+from common import backlog
+from common import messages as m
+from workers.interim import UnderWay
+from workers.steps import Step
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """One bounded piece for the model: tiles `span`, begun by `silence` samples without speech."""
+
+    stream: str
+    span: m.Span
+    speech: m.Span
+    voiced: m.Span
+    pcm: bytes  # s16le of `speech`
+    state: bytes  # scan state after `span`
+
+
+class Session(ABC):
+    """One stream under work, from the place the journal gave."""
+
+    def __init__(self, folder: Path, meta: backlog.Meta, at: m.At) -> None:
+        self.folder, self.meta, self.at = folder, meta, at
+        self.served_s = 0.0  # monotonic clock of its last step
+        self.position = at.positions.get("audio", 0)
+
+    @property
+    @abstractmethod
+    def reached(self) -> int:
+        """Everything before this sample is scanned or belongs to the utterance under way."""
+
+    @property
+    @abstractmethod
+    def heard(self) -> int:
+        """Everything before this sample is scanned."""
+
+    @property
+    @abstractmethod
+    def silence_s(self) -> float:
+        """For how long nobody has spoken, as far as it is scanned; 0 while an utterance waits for the model."""
+
+    @abstractmethod
+    def scan(self) -> Step | Work | None:
+        """Look at more audio, bounded. None: nothing to do before more audio comes."""
+
+    @abstractmethod
+    def deaf(self) -> Step | None:
+        """A bounded Gap over audio that `scan` cannot survive; None: wait until there is more of it."""
+
+    def look_ahead(self, most: int, samples: int) -> bool:
+        """Scan behind the work that waits, `samples` at most, until `most` pieces wait. False: nothing was done."""
+        return False
+
+    def waiting(self, most: int) -> list[Work]:
+        """The pieces of work that wait right behind each other, `most` of them; the first is what `scan` gives."""
+        return []
+
+    def under_way(self) -> UnderWay | None:
+        """The utterance that is still being spoken at the end of what is scanned, if there is one."""
+        return None
+
+    @abstractmethod
+    def moved(self, at: m.At) -> None:
+        """The journal took the step; go on from `at`."""
