@@ -91,6 +91,8 @@ class Subscriber(threading.Thread):
         while not self.ended.is_set():
             for got in self._client.poll(0.5):
                 now = time.time()
+                if not getattr(got, "stream", "").startswith("talk-"):
+                    continue
                 if isinstance(got, m.Hypothesis):
                     self.unstable_changes += not got.stable.startswith(self.stable.get(got.segment, ""))
                     self.stable[got.segment] = got.stable
