@@ -71,6 +71,15 @@ def holes(count: int) -> list[Hole]:
     return found[:count]
 
 
+def clocks() -> tuple[float, float]:
+    """(cpu-seconds, wall clock)"""
+    return time.process_time(), time.perf_counter()
+
+
+def since(began: tuple[float, float]) -> tuple[float, float]:
+    return time.process_time() - began[0], time.perf_counter() - began[1]
+
+
 class InMemory:
     """What the transcriber's loop needs of a runner: it always has its lease, and the journal takes every append."""
 
@@ -81,19 +90,19 @@ class InMemory:
         self.at = m.At(n=0, positions={"meta": 1}, state=b"", head=0)
         self.texts: list[str] = []
         self.steps: list[tuple[float, float]] = []  # (cpu-seconds, wall clock) of each
-        self.longest_s = 0.0  # wall clock of a piece
+        self.longest = (0.0, 0.0)  # of a piece of a step
 
     def step(self, work: Generator[None, None, Any], working_bytes: int = 0) -> Any:
-        began = time.process_time(), time.perf_counter()
+        began = clocks()
         try:
             while True:
-                at = time.perf_counter()
+                at = clocks()
                 try:
                     next(work)
                 finally:
-                    self.longest_s = max(self.longest_s, time.perf_counter() - at)
+                    self.longest = max(self.longest[0], since(at)[0]), max(self.longest[1], since(at)[1])
         except StopIteration as end:
-            self.steps.append((time.process_time() - began[0], time.perf_counter() - began[1]))
+            self.steps.append(since(began))
             return end.value
 
     def commit(self, stream: str, expect_n: int, step: Step | None) -> m.At:
@@ -108,7 +117,7 @@ class Run(NamedTuple):
     decode: tuple[float, float]  # (cpu-seconds, wall clock)
     whole: tuple[float, float]  # with the scan
     steps: int
-    longest_s: float
+    longest: tuple[float, float]
 
 
 class Bench:
@@ -141,14 +150,14 @@ class Bench:
         )  # fmt: skip
         backlog.write_meta(folder, meta)
         runner: Any = InMemory(self.folder)
-        began = time.process_time(), time.perf_counter()
+        began = clocks()
         t.look(runner, 0.0)
         while runner.at.positions.get("meta") != 2:
             t.turn(runner)
-        whole = time.process_time() - began[0], time.perf_counter() - began[1]
+        whole = since(began)
         shutil.rmtree(folder)
         decode = sum(c for c, _ in runner.steps), sum(w for _, w in runner.steps)
-        return Run(" ".join(runner.texts), decode, whole, len(runner.steps), runner.longest_s)
+        return Run(" ".join(runner.texts), decode, whole, len(runner.steps), runner.longest)
 
 
 def differing(one: str, other: str) -> list[str]:
@@ -195,7 +204,8 @@ def main() -> int:
             name = f"{way.name}: throughput, {what}, per {unit}"
             figures.append(Figure.against(name, audio_s / mine, "s", audio_s / theirs))
         figures.append(Figure.against(f"{way.name}: steps", sum(r.steps for r in rows), "", sum(r.steps for r in base)))
-        figures.append(Figure(f"{way.name}: longest piece of a step, wall clock", max(r.longest_s for r in rows), "s"))
+        longest = [max(r.longest[clock] for r in some) for some in (rows, base)]
+        figures.append(Figure.against(f"{way.name}: longest piece of a step", longest[0], unit, longest[1]))
         rates = 100 * errors[way] / total, 100 * errors[ALONE] / total
         figures.append(Figure.against(f"{way.name}: word error rate", rates[0], "%", rates[1]))
         if way is not ALONE:

@@ -85,9 +85,9 @@ def sound(rng: random.Random, frames: int) -> bytes:
 class Stream:
     """A folder of the backlog."""
 
-    def __init__(self, folder: Path, lane: str = "live") -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.meta = backlog.Meta(stream="s", source="s", lane=lane, origin="", started_ns=1, resumable=False)
+        self.meta = backlog.Meta(stream="s", source="s", lane="live", origin="", started_ns=1, resumable=False)
         self.writer = backlog.Writer(folder, 60 * m.SAMPLE_RATE)
         backlog.write_meta(folder, self.meta)
 
@@ -250,10 +250,10 @@ class StandInRunner:
 class Late:
     """A stream nobody has heard yet."""
 
-    def __init__(self, folder: Path, seed: int = 1, lane: str = "live") -> None:
+    def __init__(self, folder: Path, seed: int = 1) -> None:
         self.settings = Settings(data_dir=str(folder / "data"))
         (folder / "run").mkdir(parents=True)
-        self.stream = Stream(self.settings.streams / "s", lane)
+        self.stream = Stream(self.settings.streams / "s")
         self.stream.writer.append(0, sound(random.Random(seed), 900))
         self.stream.end()
         self.runner: Any = StandInRunner(folder / "run")
@@ -285,16 +285,17 @@ def expected(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.joined
-def test_who_is_late_does_several_at_once_and_who_is_not_goes_one_by_one(tmp_path: Path) -> None:
+def test_who_is_late_does_several_at_once_and_who_is_not_goes_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     late = Late(tmp_path / "late")
     sizes = late.life().sizes
     assert max(sizes) == 6 and sizes[-1] == 1, "it shrinks as the stream is caught up with"
-    recording = Late(tmp_path / "recording", lane="batch")
-    recording.lives = [worker := StandInTranscriber(recording.settings)]
-    assert Hearing.together(worker, worker.sessions.get("s"), 60.0) == 1, "what a worker does that does not say so"
+    monkeypatch.setattr(StandInTranscriber, "together", Hearing.together)
     alone = Late(tmp_path / "alone")
-    alone.life().sizes.clear()
-    assert alone.runner.texts() == late.runner.texts()
+    assert set(alone.life().sizes) == {1}, "a worker that does not say so"
+    assert alone.runner.events == late.runner.events and alone.runner.at.n == late.runner.at.n, "an append each"
+    assert len(late.runner.texts()) == sum(sizes)
 
 
 @pytest.mark.joined

@@ -238,7 +238,7 @@ def test_memory_that_cannot_be_given_back_ends_the_worker_and_is_no_fault_of_the
     runner.edge()
     work: Any = SimpleNamespace(span=(0, 1), speech=(0, 1))
     session: Any = SimpleNamespace(meta=SimpleNamespace(stream="s"), at=SimpleNamespace(state=b""))
-    hearing: Any = SimpleNamespace(infer=pieces, again=pieces, log=runner.log)
+    hearing: Any = SimpleNamespace(infer=pieces, again=pieces, log=runner.log, bytes_of=lambda works: 30)
     with pytest.raises(NotCarriedOut):
         Hearing._infer(hearing, runner, session, [work])
     retries = retry.Retries(runner.process, hearing)

@@ -2,9 +2,9 @@
 
 In: folders of the backlog, doorbells, the journal's places. Out: appends. A concrete worker brings `open` (a session
 for each stream, which scans audio) and `infer` (a pure function of state and work). Without the model `scan` goes on up
-to the first utterance that waits for it, so silence and lag stay known, and further where it is late (`catchup`). A step
-that fails three times at one position becomes a Gap, loudly; the audio stays and `swapscribe retry` tries again. After a
-kill it goes on where the journal is.
+to the first utterance that waits for it, so silence and lag stay known; where it is late, further (`catchup`). A step
+that fails three times at one position becomes a Gap, loudly; the audio stays and `swapscribe retry` tries again. After
+a kill it goes on where the journal is.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ class Hearing(Worker):
         del self.sessions[stream]
 
     def _infer(self, runner: Runner, session: Session, works: Sequence[Work]) -> list[Step]:
-        """None: the GPU had to be given back first; what waits still waits, nothing has moved."""
+        """Nothing: the GPU had to be given back first; what waits still waits, nothing has moved."""
         if len(works) > 1:
             return self._catch_up.infer(runner, session, works)
         (work,), stream = works, session.meta.stream
@@ -278,7 +278,7 @@ class Hearing(Worker):
             return [self.skipped(session.at.state, work, gap)]
         runner.phase = "inferring"
         try:
-            step = runner.step(self.infer(session.at.state, work))
+            step = runner.step(self.infer(session.at.state, work), self.bytes_of(works))
         except NotCarriedOut:
             runner.poison.failed(counts=False)
             raise
