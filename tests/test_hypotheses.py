@@ -5,6 +5,7 @@ No process and no clock here: looks are made at fixed places of a recording, as 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator
 from functools import cache
@@ -63,7 +64,7 @@ def test_stable_words_of_real_speech_grow_and_are_those_of_the_final() -> None:
     for clip in speech.librivox()[:3]:
         audio = np.concatenate([samples(clip.path), quiet(0.3)])
         seen = looks(audio)
-        for before, after in zip(seen, seen[1:], strict=False):
+        for before, after in itertools.pairwise(seen):
             changed += not after.stable.startswith(before.stable)
         final = run(transcriber().decoder.hear(Sound(audio.tobytes(), (0, len(audio)), (0, len(audio))), ()))
         whole = seen[-1].stable + seen[-1].unstable
@@ -83,7 +84,7 @@ def test_the_decoder_does_not_say_again_what_it_has_said_where_the_window_ends_s
         said = words(shown[-1].stable + shown[-1].unstable)
         shows += bool(said)
         assert len(said) <= 9, said
-        assert len(set(zip(said, said[1:], strict=False))) == max(0, len(said) - 1), said
+        assert len(set(itertools.pairwise(said))) == max(0, len(said) - 1), said
     assert shows >= 2
 
 

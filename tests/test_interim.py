@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import messages as m
+from common.hypotheses import Hypotheses
 from common.messages import SAMPLE_RATE as S
 from workers.interim import PAUSE, TAIL, Interim, Piece, UnderWay, agree, text
 from workers.live_text import hypothesis
@@ -120,3 +122,43 @@ def test_a_hypothesis_names_its_segment_and_its_revision_rises_with_what_is_hear
     assert first.segment == second.segment == "talk:4000"
     assert first.span == (4000, 10_000)
     assert first.revision < second.revision
+
+
+def heard(first: int, revision: int, stream: str = "talk") -> m.Hypothesis:
+    span = (first, first + revision)
+    return m.Hypothesis(
+        stream=stream, segment=m.segment_id(stream, first), revision=revision, span=span, stable="a", unstable=" b"
+    )
+
+
+def event(kind: str, body: m.Body, producer: str = "transcriber", stream: str = "talk") -> m.Event:
+    packed = m.encode(body)
+    return m.Event(seq=1, prev=0, stream=stream, kind=kind, producer=producer, n=1, at_ns=0, body=packed)
+
+
+def final(start: int, end: int) -> m.Event:
+    body = m.Transcript(segment=m.segment_id("talk", start), span=(start, end), text="a b", language="en", model="x")
+    return event("transcript", body)
+
+
+def test_a_receiver_keeps_the_newest_of_each_stream_and_drops_what_is_older() -> None:
+    kept = Hypotheses()
+    assert kept.take(heard(1000, 500)) and kept.take(heard(1000, 900)) and kept.take(heard(0, 10, "other"))
+    assert not kept.take(heard(1000, 700)) and not kept.take(heard(1000, 900))
+    assert kept.newest == {"talk": heard(1000, 900), "other": heard(0, 10, "other")}
+
+
+def test_a_final_takes_the_place_of_its_interim_text_also_when_that_comes_late() -> None:
+    kept = Hypotheses()
+    kept.take(heard(1000, 900))
+    kept.event(final(1000, 4000))
+    assert kept.newest == {} and not kept.take(heard(1000, 2000))
+    assert kept.take(heard(5000, 100))
+    kept.event(final(1000, 4000))  # a replay
+    kept.event(event("gap", m.Gap(span=(0, 90_000), reason="failed", retryable=True), producer="summarizer"))
+    assert kept.newest == {"talk": heard(5000, 100)}
+    kept.event(event("suppressed", m.Suppressed(span=(5000, 6000), text="", reason="loop")))
+    assert kept.newest == {}
+    kept.take(heard(7000, 100))
+    kept.event(event("stream_ended", m.StreamEnded(end=9000, reason="end of file")))
+    assert kept.newest == {}
