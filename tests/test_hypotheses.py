@@ -98,5 +98,5 @@ def test_the_cropped_encoder_is_whispers_own_where_the_window_is_whole() -> None
     torch, model = transcriber().decoder.torch, transcriber().decoder.model
     mel = torch.from_numpy(np.random.default_rng(1).standard_normal((80, 3000), np.float32))
     with torch.no_grad():
-        assert torch.equal(encode(model, mel, 1500), model.encoder(mel[None]))
-        assert encode(model, mel, places(2 * RATE, 1500)).shape == (1, 200, 384)
+        assert torch.equal(encode(torch, model, mel, 1500), model.encoder(mel[None]))
+        assert encode(torch, model, mel, places(2 * RATE, 1500)).shape == (1, 200, 384)

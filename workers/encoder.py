@@ -19,13 +19,11 @@ def places(samples: int, most: int) -> int:
     return min(most, -(-samples // PLACE) + round(PAD_S * SAMPLE_RATE) // PLACE)
 
 
-def encode(model: Any, mel: Any, n: int) -> Any:
+def encode(torch: Any, model: Any, mel: Any, n: int) -> Any:
     """mel (mels, frames) -> (1, n, state): the first `n` places, as if the window ended behind them."""
-    from torch.nn import functional as f
-
-    e = model.encoder
-    x = f.gelu(e.conv1(mel[None, :, : 2 * n]))
-    x = f.gelu(e.conv2(x)).permute(0, 2, 1)
+    gelu, e = torch.nn.functional.gelu, model.encoder
+    x = gelu(e.conv1(mel[None, :, : 2 * n]))
+    x = gelu(e.conv2(x)).permute(0, 2, 1)
     x = (x + e.positional_embedding[: x.shape[1]]).to(x.dtype)
     for block in e.blocks:
         x = block(x)

@@ -43,7 +43,7 @@ class Glimpses:
         with self._torch.no_grad():
             pad = round(PAD_S * SAMPLE_RATE) + PLACE
             mel = d.whisper.log_mel_spectrogram(self._torch.from_numpy(audio), d.model.dims.n_mels, padding=pad)
-            features = encode(self._model, d.moved(mel), places(len(audio), d.model.dims.n_audio_ctx))
+            features = encode(self._torch, self._model, d.moved(mel), places(len(audio), d.model.dims.n_audio_ctx))
         yield
         pieces, silent, said = list[Piece](), 0.0, ""
         with self._torch.no_grad():
