@@ -6,46 +6,21 @@ No process and no clock here: looks are made at fixed places of a recording, as 
 from __future__ import annotations
 
 import itertools
-import logging
-from collections.abc import Iterator
-from functools import cache
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from common.settings import Settings
 from tests import speech
+from tests.in_process import run, transcriber
 from tests.sounds import computed_sounds
 from tests.speech import RATE, Samples, samples, word_errors, words
-from tests.system import quiet, weights
+from tests.system import quiet
 from workers.captions import looping
 from workers.decoding import Sound
 from workers.encoder import PLACE, encode, places
 from workers.interim import Interim, Shown, UnderWay
-from workers.transcriber import Transcriber
 
 pytestmark = pytest.mark.speech
-
-
-@cache
-def transcriber() -> Transcriber:
-    """The real one, with its weights in RAM and no system around it."""
-    weights()
-    settings = Settings()
-    worker = Transcriber.__new__(Transcriber)
-    worker.settings, worker.s = settings, settings.transcriber
-    worker.load(SimpleNamespace(settings=settings, log=logging.getLogger()))  # type: ignore[arg-type]
-    return worker
-
-
-def run(pieces: Iterator[None]) -> Any:
-    try:
-        while True:
-            next(pieces)
-    except StopIteration as e:
-        return e.value
 
 
 def looks(audio: Samples, every_s: float = 0.5) -> list[Shown]:
