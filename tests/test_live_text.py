@@ -4,6 +4,7 @@ are those that the transcriber makes of the same audio without any of it."""
 from __future__ import annotations
 
 import itertools
+import signal
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,11 @@ def test_interim_text_comes_before_its_final_and_changes_no_final_also_when_kill
         follow()
         return len(seen) >= least
 
+    grants = system.log("transcriber").count('"granted"')
     system.start()
+    system.signal("capture@talk", signal.SIGSTOP)  # nobody speaks before there is somebody to hear it
+    wait_for(lambda: system.log("transcriber").count('"granted"') > grants, 120.0, "the model")
+    system.signal("capture@talk", signal.SIGCONT)
     wait_for(lambda: told(2), 90.0, "interim text")
     system.kill("transcriber")
     lived = len(seen)
