@@ -7,6 +7,7 @@ feed never holds up whoever prints. Nothing is kept.
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from common import card, topology, wire
 from common import messages as m
 from common.feed_client import FeedClient
 from common.gpu_text import Pauses, summary
+from common.hypotheses import Hypotheses
 from common.launch import Launcher
 from common.settings import Settings, UserError
 
@@ -82,9 +84,10 @@ def as_json(e: m.Event) -> str:
 class Captions:
     """Lines of the captions from now on (or after seq `after`); with several streams each line names its source."""
 
-    def __init__(self, settings: Settings, after: int | None = None) -> None:
-        self._settings = settings
-        self._client = None if after is None else FeedClient(settings, CAPTION_KINDS, after, gpu=True)
+    def __init__(self, settings: Settings, after: int | None = None, interim: bool = False) -> None:
+        self._settings, self._interim = settings, interim
+        self._now = Hypotheses()
+        self._client = None if after is None else self._follow(after)
         self._pauses = Pauses()
         self._asker = wire.Asker(wire.ipc(settings, "replay"))
         self._next_ask_s = 0.0
@@ -109,17 +112,30 @@ class Captions:
         for e in self._client.poll(0.0):
             if isinstance(e, m.GpuState):
                 out += self._pauses.lines(e, time.monotonic())
-            elif isinstance(e, m.Event) and (line := caption(e)):
+            elif isinstance(e, m.Hypothesis):
+                self._now.take(e)
+            elif isinstance(e, m.Event):
+                self._now.event(e)
+                if not (line := caption(e)):
+                    continue
                 self._streams.add(e.stream)
                 out.append(line if len(self._streams) == 1 or line[0] == "[" else f"{e.stream}  {line}")
                 body = e.decode()
                 self.words += len(body.text.split()) if isinstance(body, m.Transcript) else 0
         return out
 
+    def now(self) -> tuple[str, str]:
+        """(stable, unstable) words of who is speaking, with the time; of the newest stream when there are several."""
+        newest = max(self._now.newest.values(), key=lambda h: h.span[1], default=None)
+        return (f"{clock(newest.span[0])}  {newest.stable}", newest.unstable) if newest else ("", "")
+
+    def _follow(self, after: int) -> FeedClient:
+        return FeedClient(self._settings, CAPTION_KINDS, after, hypotheses=self._interim, gpu=True)
+
     def _find_head(self) -> None:
         answer, now = self._asker.answer(), time.monotonic()
         if isinstance(answer, m.Page):
-            self._client = FeedClient(self._settings, CAPTION_KINDS, answer.head, gpu=True)
+            self._client = self._follow(answer.head)
         elif now >= self._next_ask_s:
             asked = self._asker.ask(m.Replay(after=FROM_THE_END, limit=1))
             self._next_ask_s = now + (2.0 if asked else 0.1)
@@ -230,6 +246,28 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+class LastLine:
+    """The line at the end of a terminal that is written again and again: what is being said, the unsure part dim."""
+
+    def __init__(self) -> None:
+        self._there = ("", "")
+
+    def clear(self) -> None:
+        if any(self._there):
+            sys.stdout.write("\r\x1b[K")
+        self._there = ("", "")
+
+    def show(self, stable: str, unstable: str) -> None:
+        if (stable, unstable) == self._there:
+            return
+        self.clear()
+        room = shutil.get_terminal_size().columns - 1
+        dim = unstable[-room:]
+        sys.stdout.write(f"{stable[-(room - len(dim)) :] if room > len(dim) else ''}\x1b[2m{dim}\x1b[0m")
+        sys.stdout.flush()
+        self._there = (stable, unstable)
+
+
 def tail(settings: Settings, json_lines: bool, first: int | None, say: Callable[[str], None]) -> None:
     """Print captions (or every event as JSON) until interrupted; says so when the feed is silent."""
     after = None if first is None else max(0, first - 1)
@@ -240,7 +278,8 @@ def tail(settings: Settings, json_lines: bool, first: int | None, say: Callable[
         except wire.Unreachable:
             raise UserError("the feed does not answer; see: swapscribe status") from None
         after = answer.head if isinstance(answer, m.Page) else 0
-    captions = Captions(settings, after)
+    interim = LastLine() if sys.stdout.isatty() and not json_lines else None
+    captions = Captions(settings, after, interim is not None)
     client = FeedClient(settings, None, after or 0) if json_lines else None
     silent_since, told = time.monotonic(), False
     while True:
@@ -251,8 +290,12 @@ def tail(settings: Settings, json_lines: bool, first: int | None, say: Callable[
             lines = captions.lines()
             time.sleep(0.1)
             beat_s = captions.beat_heard_s
+        if interim and lines:
+            interim.clear()
         for line in lines:
             say(line)
+        if interim:
+            interim.show(*captions.now())
         quiet = time.monotonic() - max(silent_since, beat_s) > 3.0
         if quiet and not told:
             print("swapscribe: the feed is silent; captions go on when it is back", file=sys.stderr)

@@ -79,6 +79,8 @@ class TranscriberSettings(Section, frozen=True, kw_only=True):
     batch_lag_s: float = 3.0  # one more of them for each so many seconds that captions are late
     batch_windows: int = 0  # neighbours share windows of 28 s; so many of these at once. 0: 4 on CUDA, else 1
     prompt_within_s: float = 30.0  # the previous utterance's text is context if it ended no longer ago
+    interim: bool = True  # text of live streams while it is being spoken, before its final
+    interim_every_s: float = 0.5  # of new speech between two looks at it
 
 
 class GpuSettings(Section, frozen=True, kw_only=True):
@@ -263,6 +265,7 @@ def _check(s: Settings) -> None:
         ("transcriber.batch_most", 1, s.transcriber.batch_most),
         ("transcriber.batch_windows", 0, s.transcriber.batch_windows),
         ("transcriber.batch_lag_s", 0.1, s.transcriber.batch_lag_s),
+        ("transcriber.interim_every_s", 0.1, s.transcriber.interim_every_s),
         ("gpu.cap_mib", 0, s.gpu.cap_mib),
         ("gpu.margin_mib", 0, s.gpu.margin_mib),
         ("gpu.simulated_mib", 0, s.gpu.simulated_mib),

@@ -160,6 +160,18 @@ def test_the_page_is_served_and_captions_reach_it(processes: Processes, producer
     assert page.get("/nothing")[0] == 404
 
 
+def test_interim_text_reaches_the_page_behind_the_finals(processes: Processes, producer: Producer) -> None:
+    events = Page(processes).events()
+    producer.append(m.StreamStarted(source="mic", lane="live", started_ns=time.time_ns()))
+    seq = producer.say("before")
+    next(i for kind, i, _ in events if kind == "message" and i == seq)  # it is connected
+    segment, span = m.segment_id(STREAM, producer.audio), (producer.audio, producer.audio + 800)
+    text = m.Hypothesis(stream=STREAM, segment=segment, revision=800, span=span, stable="ask", unstable=" not")
+    producer.appender.tell(text)
+    data = events.first("interim")
+    assert (data["stable"], data["unstable"], data["span"]) == ("ask", " not", list(span))
+
+
 def start_stream(folder: Path) -> backlog.Writer:
     """A live stream's folder, as capture makes it."""
     folder.mkdir(parents=True)

@@ -30,7 +30,8 @@ def set_up(threads: int, cache: Path) -> Any:
     if torch.get_num_interop_threads() != 1:  # can be set once
         torch.set_num_interop_threads(1)
     torch.set_grad_enabled(False)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # What torch.use_deterministic_algorithms does; that would also import the compiler: 145 MiB, and seconds.
+    torch._C._set_deterministic_algorithms(True, warn_only=True)
     return torch
 
 

@@ -207,6 +207,10 @@ class Runner:
             return None
         return answer if isinstance(answer, m.At) else None
 
+    def tell(self, message: m.Hypothesis) -> None:
+        """To the feed, without waiting or an answer. (No append is outstanding: this thread waits for each.)"""
+        self._appender.tell(message)
+
     # The lease
 
     @property
@@ -268,6 +272,7 @@ class Runner:
         with contextlib.suppress(OSError):  # disk full: the next start measures again
             self._calibrations.put(self._key(tenant.device), found)
         tenant.need_bytes, tenant.least_bytes = need, 0
+        tenant.residency.trim()
         self.calibrating = False
         ms = {"reload_ms": round(tenant.reload_s * 1000, 1), "step_ms": round(step_s * 1000)}
         self.log.info("calibrated", working_mib=working >> 20, **ms)

@@ -78,15 +78,15 @@ class Decoder:
         return int(encoder + windows * caches + (windows - 1) * features + aligned + logits)
 
     def _longest_prompt(self) -> int:
-        return len(self._first_prompt()) + PROMPT_TOKENS + 8  # marks of the language, the task and such
+        return len(self.first_prompt()) + PROMPT_TOKENS + 8  # marks of the language, the task and such
 
     def rehearse(self, windows: int) -> Iterator[None]:
         """Whole windows, decoded as far as the decoder goes, with word times."""
         w, d = self.whisper, self.model.dims
         mel = self.torch.zeros(d.n_mels, w.audio.N_FRAMES)
-        features = self.model.embed_audio(self._moved(mel)[None])[0]
+        features = self.model.embed_audio(self.moved(mel)[None])[0]
         yield
-        tokenizer = self.tokenizer(self._language() or "en")
+        tokenizer = self.tokenizer(self.language() or "en")
         tokens = tokenizer.encode(" and so on" * 80)[: d.n_text_ctx // 2 - 8]
         result = w.DecodingResult(audio_features=features, language=tokenizer.language, tokens=tokens)
         batch = self.torch.stack([features] * windows)
@@ -110,7 +110,7 @@ class Decoder:
         if self._too_quiet(audio):
             return Decoded(reason="too quiet")
         spectrum = self._spectrum(audio)
-        features = self.model.embed_audio(self._moved(spectrum.mel)[None])[0]
+        features = self.model.embed_audio(self.moved(spectrum.mel)[None])[0]
         yield
         result = yield from self._decode(features, sound.span[0], prompt)
         text = result.text.strip()
@@ -130,7 +130,7 @@ class Decoder:
         Where nobody speaks, the decoder is sure of what the prompt tells it. So what repeats the text before counts
         only when it is heard without that text, and what may be no speech only when it is heard without any prompt.
         """
-        lead = self._first_prompt()
+        lead = self.first_prompt()
         tries = [(TEMPERATURES[0], lead + prompt)] + [(t, lead) for t in (TEMPERATURES if prompt else TEMPERATURES[1:])]
         result = None
         while tries:
@@ -157,7 +157,7 @@ class Decoder:
     @property
     def packs(self) -> bool:
         """Not where the language of each is to be found out: a window has one."""
-        return self._language() is not None
+        return self.language() is not None
 
     def windows(self, sounds: Sequence[Sound]) -> list[range]:
         """Which of the utterances are packed into each window."""
@@ -171,9 +171,9 @@ class Decoder:
         spectra, features = list[Spectrum](), list[Any]()
         for window in windows:
             spectra.append(self._spectrum(np.concatenate([audio[i] for i in window])))
-            features.append(self.model.embed_audio(self._moved(spectra[-1].mel)[None])[0])
+            features.append(self.model.embed_audio(self.moved(spectra[-1].mel)[None])[0])
             yield
-        options = self._options(TEMPERATURES[0], self._first_prompt() + prompt)
+        options = self._options(TEMPERATURES[0], self.first_prompt() + prompt)
         results = self.model.decode(self.torch.stack(features), options)
         for window, spectrum, heard, result in zip(windows, spectra, features, results, strict=True):
             if self._doubtful(result, prompt):
@@ -217,13 +217,13 @@ class Decoder:
         mel = w.log_mel_spectrogram(self.torch.from_numpy(audio), self.model.dims.n_mels, padding=w.audio.N_SAMPLES)
         return Spectrum(w.pad_or_trim(mel, w.audio.N_FRAMES), mel.shape[-1] - w.audio.N_FRAMES)
 
-    def _moved(self, mel: Any) -> Any:
+    def moved(self, mel: Any) -> Any:
         """A spectrogram where the model is, in its precision."""
         return mel.to(self.model.device, self.torch.float16 if self.half else self.torch.float32)
 
     def _options(self, temperature: float, context: tuple[int, ...]) -> Any:
         return self.whisper.DecodingOptions(
-            language=self._language(),
+            language=self.language(),
             temperature=temperature,
             prompt=list(context) or None,
             without_timestamps=True,
@@ -233,13 +233,13 @@ class Decoder:
     def _repeats(self, result: Any, prompt: tuple[int, ...]) -> bool:
         return repeats(result.text, self.tokenizer(result.language).decode(prompt))
 
-    def _first_prompt(self) -> tuple[int, ...]:
+    def first_prompt(self) -> tuple[int, ...]:
         """Tokens that make the decoder expect running speech; without any context it mishears short utterances."""
         if not self.s.first_prompt or (self.model.is_multilingual and self.s.language != "en"):
             return ()
         return tuple(self.tokenizer("en").encode(" " + self.s.first_prompt.strip()))
 
-    def _language(self) -> str | None:
+    def language(self) -> str | None:
         if self.s.language != "auto":
             return self.s.language
         return None if self.model.is_multilingual else "en"

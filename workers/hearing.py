@@ -90,6 +90,10 @@ class Hearing(Worker):
     def again(self, stream: str, gap: m.Gap, pcm: bytes) -> Generator[None, None, m.Body]:
         """The event that supersedes a retryable gap."""
 
+    def interim(self, runner: Runner, live: Sequence[Session]) -> bool:
+        """One bounded step of text that may still change, when nothing finished of live streams waits. False: none."""
+        return False
+
     # What the base asks
 
     def needs_model(self) -> bool:
@@ -215,6 +219,8 @@ class Hearing(Worker):
         order = [*batch, *live] if batch and now >= self._batch_at + BATCH_EVERY_S else [*live, *batch]
         held_up = False
         for session in order:
+            if live and session.meta.lane != "live" and order[0] is live[0] and self.interim(runner, live):
+                return True
             try:
                 found = self._scan(runner, session)
             except OSError as e:
@@ -248,7 +254,7 @@ class Hearing(Worker):
                     self._append(runner, session, step)
             return True
         self._held_up = held_up
-        return False
+        return self.interim(runner, live)
 
     def _moved_elsewhere(self, stream: str, at: m.At | None) -> None:
         """A retry appended in our name: its session goes on from there."""

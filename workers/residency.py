@@ -159,6 +159,10 @@ class Residency:
         seconds = time.perf_counter() - began
         return Move(self.arena_bytes, copied, seconds, copied / seconds / 1e9, before, self.device.held_bytes)
 
+    def trim(self) -> None:
+        """Give back to the system what the allocator keeps of a large step: no other step may be as large again."""
+        self._arena.trim()
+
     def close(self) -> None:
         """Give back device and host memory. The modules stay empty."""
         if self.resident:

@@ -12,6 +12,7 @@ import msgspec
 
 from common import backlog
 from common import messages as m
+from workers.interim import UnderWay
 from workers.steps import Step
 
 
@@ -65,6 +66,10 @@ class Session(ABC):
     def waiting(self, most: int) -> list[Work]:
         """The pieces of work that wait right behind each other, `most` of them; the first is what `scan` gives."""
         return []
+
+    def under_way(self) -> UnderWay | None:
+        """The utterance that is still being spoken at the end of what is scanned, if there is one."""
+        return None
 
     @abstractmethod
     def moved(self, at: m.At) -> None:

@@ -23,6 +23,9 @@ from workers.base import Runner
 from workers.catchup import how_many
 from workers.decoding import Decoded, Decoder, Pieces, Sound
 from workers.hearing import Hearing
+from workers.hypotheses import Glimpses
+from workers.interim import Interim, UnderWay
+from workers.live_text import Glimpse, LiveText
 from workers.session import Session, Work
 from workers.steps import Step
 from workers.utterances import State, Utterances, unpack
@@ -40,6 +43,7 @@ class Transcriber(Hearing):
         super().__init__(process)
         self.s: TranscriberSettings = process.settings.transcriber
         self.rules = Rules.of(self.s)
+        self.live_text = LiveText(self, self.s)
         self.vad: Vad
         self.decoder: Decoder
         self._windows = 1  # decoded as one batch while captions are late; less once that many did not fit
@@ -77,6 +81,7 @@ class Transcriber(Hearing):
         self.vad = Vad(torch, vad_folder)
         self.decoder = Decoder(self.s, torch, whisper, model, self.half)
         self.choose_windows()
+        self.glimpses = Glimpses(self.decoder)
         self._sha256 = models.stored(folder).sha256
         return [model]
 
@@ -98,20 +103,28 @@ class Transcriber(Hearing):
     def open(self, folder: Path, meta: backlog.Meta, at: m.At) -> Utterances:
         return Utterances(folder, meta, at, self.vad, self.rules)
 
+    # -- interim text -----------------------------------------------------------------------------------------------
+
+    def interim(self, runner: Runner, live: Sequence[Session]) -> bool:
+        return self.live_text.turn(runner, live)
+
+    def glimpse(self, state: bytes, now: UnderWay, upto: int, known: Interim) -> Glimpse:
+        return self.glimpses(now, upto, known, self._prompt(unpack(state), now.start))
+
     # -- infer ------------------------------------------------------------------------------------------------------
 
     def infer(self, state: bytes, work: Work) -> Pieces[Step]:
         before = unpack(state)
-        done = yield from self.decoder.hear(sound(work), self._prompt(before, work))
+        done = yield from self.decoder.hear(sound(work), self._prompt(before, work.speech[0]))
         return self._became(before, work, done)
 
-    def _prompt(self, before: State, work: Work) -> tuple[int, ...]:
-        """The text before, if it is near enough to be context."""
-        near = work.speech[0] - before.prompt_end <= self.s.prompt_within_s * m.SAMPLE_RATE
+    def _prompt(self, before: State, start: int) -> tuple[int, ...]:
+        """The text before an utterance, if it is near enough to be context."""
+        near = start - before.prompt_end <= self.s.prompt_within_s * m.SAMPLE_RATE
         return before.prompt if near and before.model == self.s.model else ()
 
     def _became(self, before: State, work: Work, done: Decoded) -> Step:
-        prompt, prompt_end = self._prompt(before, work), before.prompt_end
+        prompt, prompt_end = self._prompt(before, work.speech[0]), before.prompt_end
         if done.text and not done.reason:
             prompt, prompt_end = done.prompt_after(prompt), work.speech[1]
         after = State(vad=work.state, prompt=prompt, prompt_end=prompt_end, model=self.s.model)
@@ -135,13 +148,15 @@ class Transcriber(Hearing):
         """The first windows of them, with the prompt that the first one has; what raises a doubt then alone."""
         windows = self.decoder.windows([sound(w) for w in works])[: self._windows]
         works = works[: windows[-1].stop]
-        found = yield from self.decoder.hear_all([sound(w) for w in works], self._prompt(unpack(state), works[0]))
+        found = yield from self.decoder.hear_all(
+            [sound(w) for w in works], self._prompt(unpack(state), works[0].speech[0])
+        )
         steps = list[Step]()
         for work, done in zip(works, found, strict=True):
             before = unpack(steps[-1].state if steps else state)
             if done is None:
                 yield
-                done = yield from self.decoder.hear(sound(work), self._prompt(before, work))
+                done = yield from self.decoder.hear(sound(work), self._prompt(before, work.speech[0]))
             steps.append(self._became(before, work, done))
         return steps
 

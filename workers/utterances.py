@@ -15,6 +15,7 @@ import numpy as np
 
 from common import backlog
 from common import messages as m
+from workers.interim import UnderWay
 from workers.session import Session, Work
 from workers.steps import Step
 from workers.vad import FRAME, Cut, Floats, Rules, Segmenter, Vad
@@ -135,6 +136,20 @@ class Utterances(Session):
             else:
                 break
         return None
+
+    def under_way(self) -> UnderWay | None:
+        if self._found or not self._segmenter.speaking:
+            return None  # nothing waits, so the segmenter counts from the position
+        origin, (onset, end) = self.position, self._segmenter.voice
+        first, heard = max(0, onset - self._rules.pre_roll) * FRAME, len(self._segmenter.probs) * FRAME
+        return UnderWay(
+            stream=self.meta.stream,
+            start=origin + first,
+            onset=origin + onset * FRAME,
+            voice_end=origin + end * FRAME,
+            heard=origin + heard,
+            pcm=bytes(self._pcm[first * 2 : heard * 2]),
+        )
 
     def _frame(self) -> None:
         k = len(self._segmenter.probs)

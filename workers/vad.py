@@ -106,6 +106,11 @@ class Segmenter:
     def speaking(self) -> bool:
         return self._onset >= 0
 
+    @property
+    def voice(self) -> tuple[int, int]:
+        """First frame of the utterance under way, and the one after its last frame of speech so far."""
+        return self._onset, self._last + 1
+
     def push(self, p: float) -> Cut | None:
         r, now = self.rules, len(self.probs)
         self.probs.append(p)

@@ -27,10 +27,12 @@ from starlette.routing import Route
 from common import backlog, process, topology, wire
 from common import messages as m
 from common.given_sources import with_added
+from common.hypotheses import Hypotheses
 from common.settings import UserError
 from workers.health import Health
 
 SHOWN = ("transcript", "suppressed", "gap", "summary", "stream_started", "stream_ended", "purged")
+LIVE = ("beat", "live.gpu", "live.hypothesis")
 BACK = 1000  # a new page begins so many seqs before the head
 
 
@@ -39,9 +41,10 @@ class Viewer:
 
     def __init__(self, p: process.Process) -> None:
         self.p, self.health, self.news = p, Health(p.settings, time.monotonic()), 0
+        self.interim = Hypotheses()
 
     def follow(self) -> None:
-        sub = wire.subscriber([wire.ipc(self.p.settings, "pub")], ["beat", "live.gpu", *(f"event.{k}" for k in SHOWN)])
+        sub = wire.subscriber([wire.ipc(self.p.settings, "pub")], [*LIVE, *(f"event.{k}" for k in SHOWN)])
         while not self.p.stopping:
             if sub.poll(200) and (frames := wire.receive(sub)):
                 try:
@@ -49,6 +52,10 @@ class Viewer:
                         self.health.take(msgspec.msgpack.decode(frames[-1], type=m.Beat), time.monotonic())
                     elif frames[0] == b"live.gpu":
                         self.health.take_gpu(msgspec.msgpack.decode(frames[-1], type=m.GpuState), time.monotonic())
+                    elif frames[0] == b"live.hypothesis":
+                        self.interim.take(msgspec.msgpack.decode(frames[-1], type=m.Hypothesis))
+                    else:
+                        self.interim.event(msgspec.msgpack.decode(frames[-1], type=m.Event))
                 except m.UNDECODABLE as e:
                     self.p.log.warning("bad message dropped", topic=frames[0].decode(), reason=str(e))
                 self.news += 1
@@ -64,8 +71,9 @@ class Viewer:
         return self.health.metrics(self.alive())
 
     async def events(self, after: int | None) -> AsyncIterator[str]:
-        """The status each second, and every shown event after seq `after` once, in order."""
+        """The status each second, every shown event after seq `after` once, in order, and the newest interim text."""
         feed, journal, status_s = wire.Requester(wire.ipc(self.p.settings, "replay")), "", 0.0
+        told: dict[str, m.Hypothesis] = {}
         try:
             while not self.p.stopping:
                 news, now = self.news, time.monotonic()
@@ -86,6 +94,9 @@ class Viewer:
                         after, journal = page.upto, page.journal
                         if page.upto < page.head:
                             continue
+                for h in [h for h in self.interim.newest.values() if told.get(h.stream) is not h]:  # behind its finals
+                    told[h.stream] = h
+                    yield f"event: interim\ndata: {msgspec.json.encode(h).decode()}\n\n"
                 while self.news == news and time.monotonic() < now + 1.0 and not self.p.stopping:
                     await asyncio.sleep(0.05)
         finally:
