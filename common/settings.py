@@ -79,7 +79,7 @@ class TranscriberSettings(Section, frozen=True, kw_only=True):
     batch_lag_s: float = 3.0  # one more of them for each so many seconds that captions are late
     batch_windows: int = 0  # neighbours share windows of 28 s; so many of these at once. 0: 4 on CUDA, else 1
     prompt_within_s: float = 30.0  # the previous utterance's text is context if it ended no longer ago
-    interim: bool = True  # text of live streams while it is being spoken, before its final
+    interim: bool = False  # text of live streams while it is being spoken, before its final
     interim_every_s: float = 0.5  # of new speech between two looks at it
 
 

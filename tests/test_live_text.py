@@ -7,6 +7,7 @@ import itertools
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from common import messages as m
@@ -26,6 +27,8 @@ PACE = "0.5"  # a look must come while there is speech, on a busy machine too
 def calibrated(processes: Processes, settings: Settings, folder: Path) -> Settings:
     """Settings of a data folder that knows what the model needs: the speech must not wait for that."""
     settings = one_by_one(settings)
+    with_text = msgspec.structs.replace(settings.transcriber, interim=True)
+    settings = msgspec.structs.replace(settings, transcriber=with_text)
     write_wav(folder / "calm.wav", quiet(0.5))
     system = System(processes, settings, file_source(folder / "calm.wav", "max", "calm"))
     system.start()
