@@ -263,6 +263,8 @@ class _Decision:
         """It begins, or what is new of it: granted, resident."""
         was, change = self.memory.burst, msgspec.structs.replace
         if was is None:
+            if start == "by hand" and self.memory.returning:  # it cuts the way back short: what that took counts
+                self._returned()
             leaves = [x for x in self.live + self.others if x.state is GRANTED and x not in target]
             cost = w.load_s + w.offload_s + sum(x.load_s + x.offload_s for x in leaves) if leaves else 0.0
             began = Burst(who=w.who, began_s=self.now, cost_s=cost, start=start)
