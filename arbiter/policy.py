@@ -180,8 +180,7 @@ class _Decision:
             return ""
         # Moments, not durations: what is compared is what it is woken at, to the last bit.
         over_s = self.memory.burst.held_s + self.set.max_hold_s
-        least_s = max(self.set.burst_min_s, w.burst_min_s)  # less would be a swap for nothing
-        may_cut_s = self.memory.burst.held_s + least_s  # never, until it is granted
+        may_cut_s = self.memory.burst.held_s + self._least_s(w)  # never, until it is granted
         cuts = self.memory.cuts.get(w.name, 0)
         if self.now >= over_s:
             return f"it had its {self.set.max_hold_s:.0f} s"
@@ -191,6 +190,10 @@ class _Decision:
             return f"cut short: captions are {self.lag_s:.0f} s late"
         self.wakes += [over_s, may_cut_s]
         return ""
+
+    def _least_s(self, w: Worker) -> float:
+        """Less would be a swap for nothing. Its own word counts, but nobody has the GPU for longer than the longest."""
+        return min(max(self.set.burst_min_s, w.burst_min_s), self.set.max_hold_s)
 
     def _starts(self, w: Worker) -> str:
         """What lets it go now; empty, and a reason in `waits`, when nothing does."""
@@ -206,7 +209,7 @@ class _Decision:
             return "by hand"
         # Who rides free and would have to leave has its least time first, as a burst has.
         young = [o for o in self.others if o.state is GRANTED and o.lane == "burst" and o is not w]
-        young_s = max((o.granted_at_s + max(self.set.burst_min_s, o.burst_min_s) for o in young), default=-inf)
+        young_s = max((o.granted_at_s + self._least_s(o) for o in young), default=-inf)
         if self.now < young_s:
             self.waits[w.who] = f"{young[0].name} has just come"
             self.wakes.append(young_s)
@@ -260,6 +263,8 @@ class _Decision:
         """It begins, or what is new of it: granted, resident."""
         was, change = self.memory.burst, msgspec.structs.replace
         if was is None:
+            if start == "by hand" and self.memory.returning:  # it cuts the way back short: what that took counts
+                self._returned()
             leaves = [x for x in self.live + self.others if x.state is GRANTED and x not in target]
             cost = w.load_s + w.offload_s + sum(x.load_s + x.offload_s for x in leaves) if leaves else 0.0
             began = Burst(who=w.who, began_s=self.now, cost_s=cost, start=start)

@@ -34,6 +34,7 @@ class Actor:
         self.name, self.size, self.lane = name, size, lane
         self.reload_s, self.offload_s, self.step_s = reload_s, offload_s, step_s
         self.residue_bytes = 0
+        self.burst_min_s = 0.0
         self.pinned = self.alive = False
         self.deaf = False  # it never carries out a revocation: the deadline kills it
         self.lives = 0
@@ -95,6 +96,7 @@ class Actor:
             offload_p99_s=self.offload_s,
             reload_s=self.loaded_in_s,
             offload_s=self.offload_s,
+            burst_min_s=self.burst_min_s,
         )
 
     def accept(self, world: World, lease: Lease) -> None:

@@ -55,6 +55,35 @@ class NotBackFirst(policy._Decision):
         return super()._starts(w)
 
 
+class NeverOver(policy._Decision):
+    """A burst has the GPU for as long as it likes; what others lose meanwhile is reckoned as ever."""
+
+    def _end(self, *args: Any) -> str:
+        return self._endless(super()._end, *args)
+
+    def _grant(self, *args: Any) -> Any:
+        return self._endless(super()._grant, *args)
+
+    def _endless(self, step: Any, *args: Any) -> Any:
+        was, self.set = self.set, change(self.set, max_hold_s=inf)
+        try:
+            return step(*args)
+        finally:
+            self.set = was
+
+
+class NewRidersLeave(policy._Decision):
+    """Who rides free makes room as soon as another may begin."""
+
+    def _starts(self, w: Worker) -> str:
+        was = self.others
+        self.others = [change(o, granted_at_s=-inf) if o is not w else o for o in was]
+        try:
+            return super()._starts(w)
+        finally:
+            self.others = was
+
+
 class TwoLoads(policy._Decision):
     """The bus is everybody's."""
 
@@ -137,9 +166,11 @@ BUGS: dict[str, tuple[str, Decide]] = {
     "lag soft": ("lag soft", without(lag_soft_s=inf)),
     "rest": ("rest", without(rest_swaps=0.0)),
     "rest counts what it took": ("rest", made_by(AsExpected)),
-    "over": ("live wait|burst wait", without(max_hold_s=inf)),
+    "over": ("live wait|burst wait", made_by(NeverOver)),
     "cut": ("live wait with lag", without(lag_hard_s=inf)),
     "burst min": ("burst min", without(burst_min_s=0.0)),
+    "burst min of its own": ("burst min", seen(burst_min_s=0.0)),
+    "burst min of a rider": ("burst min", made_by(NewRidersLeave)),
     "max cuts": ("max cuts", without(max_cuts=99)),
     "live first": ("first|back first|calm", made_by(NotFirst)),
     "back first": ("back first", made_by(NotBackFirst)),

@@ -32,6 +32,7 @@ class Checker:
         self.late: dict[str, float] = {}  # live -> since when it is too late, away, and a cut is due
         self.hand_at = -inf  # when a person, a death or another program last changed what is possible
         self.forced_at = inf
+        self.by_hand_s = -inf  # when the last burst by hand began
         self.ran: Incarnation | None = None  # the burst of the last plan
         self.ended_now, self.fit_since = -inf, inf
         self.known: tuple[object, ...] = ()
@@ -93,6 +94,10 @@ class Checker:
         status = self.w.ledger.rows[a.me].status
         assert status
         return status
+
+    def least_s(self, a: Actor) -> float:
+        """How long a burst has the GPU before anybody cuts it: its own word counts, but not beyond MAX_HOLD."""
+        return min(max(self.set.burst_min_s, self.told(a).burst_min_s), self.set.max_hold_s)
 
     @property
     def rough(self) -> bool:
@@ -161,10 +166,14 @@ class Checker:
             self.cuts[a.name] = self.cuts.get(a.name, 0) + 1
             if self.cuts[a.name] > self.set.max_cuts:
                 raise Violation(f"max cuts: {a.name} is cut the {self.cuts[a.name]}th time")
-            if ran < self.set.burst_min_s - EPS:
+            if ran < self.least_s(a) - EPS:
                 raise Violation(f"burst min: {a.name} is cut after {ran:.2f} s")
             if max((x.lag_s(now) for x in self.live() if x is not a), default=0.0) <= self.set.lag_hard_s - EPS:
                 raise Violation(f"cut: {a.name} is cut and nobody is late")
+        by = self.w.memory.burst
+        leaves_for_it = by and by.began_s == now and by.start != "by hand" and reason.startswith("makes room")
+        if leaves_for_it and a.lane == "burst" and ran < self.least_s(a) - EPS:
+            raise Violation(f"burst min: {a.name} rides and has to leave after {ran:.2f} s")
         makes_room = reason.startswith(("makes room", "it had", "cut", "evicted", "resize"))
         if a.lane == "live" and not makes_room and self.w.memory.burst is None and self.ended_now < now:
             stayed = now - self.w.notes.moved_s.get(a.me, -inf)
@@ -191,6 +200,8 @@ class Checker:
                 self.lawful(who, burst.start)
                 self.cheapest(who, plan)
             self.starts[burst.start] = self.starts.get(burst.start, 0) + 1
+            if burst.start == "by hand":
+                self.by_hand_s = now
             if burst.cost_s:
                 self.began, self.in_s = (now, burst.start), None
 
@@ -262,6 +273,7 @@ class Checker:
             tuple(sorted(w.notes.pins)),
             tuple(n for n, t in w.notes.off_until_s.items() if t > now),
             w.memory.forced,
+            self.by_hand_s,  # most orders are carried out in the turn they come in: nobody sees them stand
             w.ledger.foreign_bytes,
             tuple(w.actors),
             tuple(a.name for a in w.actors.values() if a.deaf),
@@ -347,11 +359,16 @@ class Checker:
             if burst and runs and runs.resident and a is not runs:
                 late_s = a.lag_s(now) - s.lag_hard_s
                 if late_s > 0 and self.cuts.get(runs.name, 0) < s.max_cuts:
-                    self.late[a.name] = max(burst.held_s + s.burst_min_s, now - late_s)
+                    self.late[a.name] = max(burst.held_s + self.least_s(runs), now - late_s)
                 else:
                     self.late.pop(a.name, None)
             if a.name in self.late and now > self.late[a.name] + 2 * self.swap_s + EPS:
                 raise Violation(f"live wait with lag: {a.name} {now - self.late[a.name]:.1f} s after it was due back")
+
+    def free_for(self, a: Actor) -> bool:
+        """Who fits beside the live ones makes nobody leave: it waits until who has just left has given back."""
+        rides = sum(x.want.bytes for x in self.live()) + a.want.bytes <= self.room()
+        return not rides or self.w.ledger.counted() + a.want.bytes <= self.room()
 
     def eager(self, now: float) -> None:
         """Nothing is in its way: then the only burst that waits begins."""
@@ -367,6 +384,7 @@ class Checker:
             and self.clear()
             and not self.rough
             and self.all_fit()
+            and self.free_for(jobs[0])
             and all(a.resident for a in live)
             and now >= max(self.rest_until, w.memory.rest_until_s)
             and max((a.lag_s(now) for a in live), default=0.0) <= s.lag_soft_s

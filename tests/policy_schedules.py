@@ -134,6 +134,7 @@ class Schedule(World):
     def __init__(self, seed: int, decide: Any = policy.decide) -> None:
         self.rng = rng = random.Random(seed)
         self.seed = seed
+        self.own = random.Random(f"burst_min_s of {seed}")  # drawn apart: a seed's schedule stays what it was
         kind = rng.random()
         self.faults = Faults(
             deaths=0.6 <= kind < 0.75 or kind > 0.95,
@@ -198,6 +199,7 @@ class Schedule(World):
     def job(self, name: str, size: float, lane: str, gb_s: float) -> None:
         job = Job(name, int(size * GIB), lane, **self.speeds(size, gb_s))
         job.rng = self.rng
+        job.burst_min_s = self.own.choice((0.0, 0.0, self.own.uniform(0.2, 1.5) * self.set.max_hold_s))
         job.work_s, job.gap_s = self.rng.choice((1.0, 5.0, 100.0)), self.rng.choice((0.1, 10.0, 30.0))
         self.all.append(job)
 

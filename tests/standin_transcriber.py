@@ -46,10 +46,10 @@ class FaultyTranscriber(Transcriber):
         self._meet(work.speech)
         return super().infer(state, work)
 
-    def infer_all(self, state: bytes, works: Sequence[Work]) -> Pieces[list[Step]]:
+    def infer_all(self, state: bytes, works: Sequence[Work], steps: list[Step]) -> Pieces[None]:
         for work in works:
             self._meet(work.speech)
-        return super().infer_all(state, works)
+        return super().infer_all(state, works, steps)
 
     def again(self, stream: str, gap: m.Gap, pcm: bytes) -> Pieces[m.Body]:
         self._meet(gap.span)

@@ -150,6 +150,7 @@ class StandInTranscriber(Hearing):
     def __init__(self, settings: Settings, bad: Sequence[int] = ()) -> None:
         super().__init__(Process("transcriber", settings, argparse.Namespace()))
         self.bad, self.sizes = bad, list[int]()
+        self.window_pieces = 0  # of several at once, before the first is done
         self.fail: Callable[[], None] = lambda: None  # before the exception
 
     def load(self, process: Process) -> Sequence[Any]:
@@ -174,12 +175,12 @@ class StandInTranscriber(Hearing):
         self.sizes.append(1)
         return (yield from self._decode(work))
 
-    def infer_all(self, state: bytes, works: Sequence[Work]) -> Generator[None, None, list[Step]]:
+    def infer_all(self, state: bytes, works: Sequence[Work], steps: list[Step]) -> Generator[None, None, None]:
         self.sizes.append(len(works))
-        steps = []
+        for _ in range(self.window_pieces):
+            yield
         for work in works:
             steps.append((yield from self._decode(work)))
-        return steps
 
     def _decode(self, work: Work) -> Generator[None, None, Step]:
         if any(work.speech[0] <= sample < work.speech[1] for sample in self.bad):
@@ -220,8 +221,10 @@ class StandInRunner:
         self.poison = Poison(self.run, "transcriber")
 
     def step(self, work: Generator[None, None, Any], working_bytes: int | None = None) -> Any:
+        self.pieces = 0
         try:
             while True:
+                self.pieces += 1
                 if not self.piece():
                     work.close()
                     return None
@@ -267,9 +270,10 @@ class Late:
         (self.runner.run / "transcriber.exit").write_text(json.dumps({"pid": os.getpid(), "cause": "signal 11"}))
         raise Killed
 
-    def life(self, bad: Sequence[int] = (), crashes: bool = False) -> StandInTranscriber:
+    def life(self, bad: Sequence[int] = (), crashes: bool = False, window_pieces: int = 0) -> StandInTranscriber:
         """Until the end of the stream, or until it ends badly."""
         worker = StandInTranscriber(self.settings, bad)
+        worker.window_pieces = window_pieces
         if crashes:
             worker.fail = self.crash
         self.lives.append(worker)
@@ -384,6 +388,19 @@ def test_a_revocation_in_the_middle_moves_nothing_and_is_no_failure(tmp_path: Pa
     with pytest.raises(NotCarriedOut):
         late.life()
     assert late.runner.poison.ended_badly("s together") == -1
+
+
+@pytest.mark.joined
+@pytest.mark.parametrize("window_pieces", [0, 5])
+def test_short_turns_get_on(tmp_path: Path, expected: list[str], window_pieces: int) -> None:
+    """The GPU has to be given back after each third piece. What was done at once by then counts; where that is nothing,
+    it goes on one by one: a batch that begins again and again would never end."""
+    late = Late(tmp_path / "late")
+    late.runner.piece = lambda: late.runner.pieces <= 3
+    worker = late.life(window_pieces=window_pieces)
+    assert late.runner.texts() == expected and not late.runner.gaps()
+    assert len(worker.sizes) <= 2 * len(expected)
+    assert max(worker.sizes) == 6, "it was tried"
 
 
 @pytest.mark.joined

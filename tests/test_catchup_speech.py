@@ -61,7 +61,10 @@ def hear(ear: Ear, most: int, windows: int = 1) -> tuple[list[m.Body], int, int]
                 works = session.waiting(most)
                 state = session.at.state
                 one = ear.transcriber.infer
-                done = whole(ear.transcriber.infer_all(state, works)) if most > 1 else [whole(one(state, works[0]))]  # type: ignore[assignment,arg-type]
+                if most > 1:
+                    whole(ear.transcriber.infer_all(state, works, done))
+                else:
+                    done = [whole(one(state, works[0]))]  # type: ignore[list-item]
             else:
                 done = [told]
             for step in done:

@@ -445,6 +445,21 @@ def test_a_free_rider_holds_no_other_burst_up() -> None:
     assert not young.revoke and why(young, "summarizer") == "minutes has just come"
 
 
+def test_what_a_swap_took_counts_though_one_by_hand_cuts_its_way_back_short() -> None:
+    back = Memory(returning=True, ended_s=NOW - 2.0, came_in_s=1.0, forced="summarizer")
+    p = plan(on("transcriber", 6, silence_s=2.0), *EVICTED[1:], burst(), memory=back)
+    assert p.memory.burst and p.memory.burst.start == "by hand"
+    assert p.memory.rest_until_s == NOW + SET.rest_swaps * 3.0
+
+
+def test_a_free_rider_that_never_gets_on_holds_no_other_up_for_longer_than_a_burst_may_last() -> None:
+    """Its own word for how long it needs is a measurement: it may be anything."""
+    rider = on("minutes", 2, lane="burst", granted_at_s=NOW - SET.max_hold_s + 1.0, burst_min_s=1e9)
+    p = plan(*STACK, rider, burst())
+    assert not p.revoke and p.wake_at_s == NOW + 1.0
+    assert leaves(plan(*STACK, rider, burst(), now=NOW + 1.0)) == {"transcriber", "translator", "diarizer"}
+
+
 def test_one_that_comes_by_itself_is_not_overtaken_for_ever() -> None:
     rider = off("minutes", 2, lane="burst", since_s=NOW - 600.0)
     p = plan(*STACK, rider, burst(since_s=NOW - 500.0))

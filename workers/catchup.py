@@ -1,12 +1,13 @@
 """Catching up: how many finished utterances go to the model at once, and who finds them.
 
 In: how late a stream is, what its session has found, what ended badly before. Out: steps in order, each of which is an
-append of its own, so that a kill between two loses and doubles nothing. Whatever ends badly at once is done one by one.
+append of its own, so that a kill between two loses and doubles nothing. Whatever ends badly at once is done one by one;
+so is what took so long that the GPU had to be given back before any of it was done, or it would begin for ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 from common import messages as m
@@ -33,6 +34,7 @@ class CatchUp:
 
     def __init__(self, worker: Hearing) -> None:
         self.worker, self.log = worker, worker.log
+        self._alone: dict[str, int] = {}  # stream -> sample before which it goes one by one
 
     def most(self, runner: Runner, session: Session) -> int:
         """How many go to the model at once now: one by one where doing otherwise has ended badly."""
@@ -40,7 +42,8 @@ class CatchUp:
             most = self.worker.together(session, self.worker.late_s(session))
         except OSError:
             return 1  # its folder is going away
-        if most > 1 and session.position < runner.poison.ended_badly(self._what(session)):
+        alone = self._alone.get(session.meta.stream, 0)
+        if most > 1 and session.position < max(alone, runner.poison.ended_badly(self._what(session))):
             return 1
         return most
 
@@ -61,12 +64,18 @@ class CatchUp:
             raise
 
     def infer(self, runner: Runner, session: Session, works: Sequence[Work]) -> list[Step]:
-        """Their steps; none when the GPU had to be given back first, or when it failed: then one by one."""
+        """Their steps; the first of them when the GPU had to be given back, none when it failed: then one by one."""
         stream, span = session.meta.stream, (works[0].span[0], works[-1].span[1])
         runner.poison.begin(self._what(session), span[1], waits=True)
         runner.phase = "inferring"
+        steps = list[Step]()
+
+        def pieces() -> Generator[None, None, bool]:
+            yield from self.worker.infer_all(session.at.state, works, steps)
+            return True
+
         try:
-            steps = runner.step(self.worker.infer_all(session.at.state, works), self.worker.bytes_of(works))
+            whole = runner.step(pieces(), self.worker.bytes_of(works))
         except NotCarriedOut:
             runner.poison.failed(counts=False)
             raise
@@ -74,8 +83,11 @@ class CatchUp:
             runner.poison.failed()
             self.log.exception("step failed; utterances one by one", stream=stream, span=span, count=len(works))
             return []
-        if steps is None:
+        if not whole:
             runner.poison.failed(counts=False)
-            return []
+            if not steps:
+                self._alone[stream] = span[1]
+            return steps
+        self._alone.pop(stream, None)
         self.log.info("utterances at once", stream=stream, count=len(steps), position=span[0])
         return steps

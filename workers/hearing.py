@@ -67,12 +67,11 @@ class Hearing(Worker):
     def infer(self, state: bytes, work: Work) -> Generator[None, None, Step]:
         """In pieces, and pure: the same samples, settings and state give the same step."""
 
-    def infer_all(self, state: bytes, works: Sequence[Work]) -> Generator[None, None, list[Step]]:
-        """The steps of (the first of) pieces of work right behind each other; a worker that can does them at once."""
-        steps = list[Step]()
+    def infer_all(self, state: bytes, works: Sequence[Work], steps: list[Step]) -> Generator[None, None, None]:
+        """Fills `steps` with those of (the first of) pieces of work right behind each other, each when it is final; a
+        worker that can does them at once."""
         for work in works:
             steps.append((yield from self.infer(steps[-1].state if steps else state, work)))
-        return steps
 
     def together(self, session: Session, late_s: float) -> int:
         """How many pieces of work of a stream may be done at once now that it is `late_s` late."""

@@ -144,21 +144,19 @@ class Transcriber(Hearing):
     def too_large(self) -> None:
         self._windows = max(1, self._windows // 2)
 
-    def infer_all(self, state: bytes, works: Sequence[Work]) -> Pieces[list[Step]]:
+    def infer_all(self, state: bytes, works: Sequence[Work], steps: list[Step]) -> Pieces[None]:
         """The first windows of them, with the prompt that the first one has; what raises a doubt then alone."""
         windows = self.decoder.windows([sound(w) for w in works])[: self._windows]
         works = works[: windows[-1].stop]
         found = yield from self.decoder.hear_all(
             [sound(w) for w in works], self._prompt(unpack(state), works[0].speech[0])
         )
-        steps = list[Step]()
         for work, done in zip(works, found, strict=True):
             before = unpack(steps[-1].state if steps else state)
             if done is None:
                 yield
                 done = yield from self.decoder.hear(sound(work), self._prompt(before, work.speech[0]))
             steps.append(self._became(before, work, done))
-        return steps
 
     def _step(self, work: Work, body: m.Body, after: State) -> Step:
         silence = (m.Silence(span=(work.span[0], work.speech[0])),) if work.speech[0] > work.span[0] else ()

@@ -30,7 +30,7 @@ _LISTED = next(map(sys.getrefcount, [object()]))
 _OURS = _LISTED + 2
 
 
-SHARING_BYTES = 16 * 2**20  # a counter is shared by tensors of so many bytes, which are copied back if it moves
+SHARING_BYTES = 64 * 2**20  # a counter is shared by tensors of so many bytes, which are copied back if it moves
 
 
 class Changes(NamedTuple):

@@ -175,7 +175,7 @@ def no_double_grant(e: Evidence) -> list[str]:
                 out.append(f"granted {total >> 20} MiB in all, the cap is {e.card_bytes >> 20}: {fresh}")
             if d.n < highest:
                 out.append(f"decision {d.n} after {highest}")
-            for r in d.rows:
+            for r in (r for r in d.rows if r["epoch"]):  # 0: nobody ever decided about it, it only was there
                 name = (r["nonce"], r["pid"], "granted" if r["state"] == "granted" else "revoked")
                 known = owner.setdefault(r["epoch"], name)
                 if known[:2] != name[:2] or (known[2], name[2]) == ("revoked", "granted"):

@@ -144,7 +144,7 @@ class Injector:
     def _lives(self, target: str) -> bool:
         pid = holder(self.system.run, self._name(target))
         if not pid:
-            return False
+            return target == "capture" and self._ended()  # it had nothing left to do
         beat = self.system.follower.last_beat
         if target in WORKERS:
             return bool(beat and (w := beat.workers.get(target)) and w.pid == pid and w.phase != "loading")
