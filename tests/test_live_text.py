@@ -14,7 +14,7 @@ from common import messages as m
 from common.feed_client import FeedClient
 from common.settings import Settings
 from tests import speech
-from tests.conftest import CALIBRATION, Processes, wait_for
+from tests.conftest import Processes, wait_for
 from tests.in_process import finals
 from tests.speech import samples, write_wav
 from tests.system import System, content, file_source, one_by_one, quiet
@@ -29,10 +29,10 @@ def calibrated(processes: Processes, settings: Settings, folder: Path) -> Settin
     settings = one_by_one(settings)
     with_text = msgspec.structs.replace(settings.transcriber, interim=True)
     settings = msgspec.structs.replace(settings, transcriber=with_text)
-    write_wav(folder / "calm.wav", quiet(0.5))
+    write_wav(folder / "calm.wav", samples(speech.librivox()[2].path), quiet(1.0))
     system = System(processes, settings, file_source(folder / "calm.wav", "max", "calm"))
     system.start()
-    wait_for((settings.data / CALIBRATION).exists, 120.0, "the calibration")
+    system.ended()  # it has decoded: whatever an earlier test left of calibrations, this one's is there
     system.stop()
     return settings
 
