@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
+from arbiter.view import GIB, gib
 from common import models
 from common.messages import UNDECODABLE
 from common.settings import Settings, UserError
 
-GIB = 2**30
 CONTEXT_BYTES = int(0.45 * GIB)  # CUDA context of a process, the upper end of what is known of them
 WORDS = "tokens of transcript a second of speech"
 # Working memory beside the weights, as parts of them or in bytes: the sums are the footprints of the mission's stack.
@@ -132,14 +132,14 @@ def _size(
                 "step_s": m.step_s,
             }
             where = key.split(" · ")[1] if " · " in key else "?"
-            line = f"{worker}: {name}, {_gib(size['want_bytes'])}, reload {m.reload_s:.2f} s, measured on {where}"
+            line = f"{worker}: {name}, {gib(size['want_bytes'])}, reload {m.reload_s:.2f} s, measured on {where}"
             return Size(name=worker, lane=lane, **size), line
     weights = int(model.bytes * (models.NF4_SHARE if quantise != "none" else 1.0))
     working = DIARIZER_WORKING if worker == "diarizer" else int(WORKING[worker] * model.bytes)
     reload_s = 0.05 + weights / (given.link_gb_s * 1e9)
     line = (
-        f"{worker}: {name}{'' if quantise == 'none' else ' ' + quantise}, {_gib(weights)} of weights (catalogue) and "
-        f"{_gib(working)} to work with (assumed), reload {reload_s:.2f} s, offload {given.offload_ms:g} ms (assumed)"
+        f"{worker}: {name}{'' if quantise == 'none' else ' ' + quantise}, {gib(weights)} of weights (catalogue) and "
+        f"{gib(working)} to work with (assumed), reload {reload_s:.2f} s, offload {given.offload_ms:g} ms (assumed)"
     )
     return Size(
         name=worker,
@@ -151,7 +151,3 @@ def _size(
         offload_s=given.offload_ms / 1000,
         step_s=0.3,
     ), line
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.0f} MiB"

@@ -52,7 +52,7 @@ def describe(source: Source) -> str:
 
 
 def parse(text: str, taken: Collection[str] = ()) -> Source:
-    """`WHAT [KEY=VALUE …]`, the keys being those of a [[source]]: `rtsp://cam/1 name=hall`, `pcm:/tmp/f rate_hz=8000`.
+    """`WHAT [KEY=VALUE …]`, the keys being those of a [[source]]: `rtsp://cam/1 name=hall`, `pcm:FIFO rate_hz=8000`.
 
     Without a name it gets one that is not `taken`. Raises UserError.
     """
