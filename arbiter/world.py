@@ -35,9 +35,8 @@ class Actor:
         self.reload_s, self.offload_s, self.step_s = reload_s, offload_s, step_s
         self.residue_bytes = 0
         self.burst_min_s = 0.0
-        self.pinned = self.alive = False
+        self.alive = False
         self.deaf = False  # it never carries out a revocation: the deadline kills it
-        self.lives = 0
         self.born(0)
 
     def born(self, pid: int) -> None:
@@ -231,7 +230,7 @@ class World:
         """A process begins: its first, or the next one of its name."""
         self._pids += 1
         actor.born(self._pids)
-        actor.alive, actor.lives = True, actor.lives + 1
+        actor.alive = True
         self.actors[self._pids] = actor
         self.heard(actor)
         self._say(actor, actor.me)
