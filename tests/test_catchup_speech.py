@@ -101,7 +101,7 @@ def test_recordings_and_whoever_is_on_time_go_one_by_one(ear: Ear, monkeypatch: 
     live, recording = (SimpleNamespace(meta=SimpleNamespace(lane=lane)) for lane in ("live", "batch"))
     assert [t.together(live, late_s) for late_s in (2.0, 9.0, 60.0)] == [1, 3, 16]  # type: ignore[arg-type]
     assert t.together(recording, 60.0) == 1, "the same captions each time"  # type: ignore[arg-type]
-    monkeypatch.setattr(t.decoder, "_language", lambda: None)  # as a model does that finds it out for each utterance
+    monkeypatch.setattr(t.decoder, "language", lambda: None)  # as a model does that finds it out for each utterance
     assert t.together(live, 60.0) == 1, "a window has one language"  # type: ignore[arg-type]
 
 
