@@ -116,9 +116,9 @@ def test_the_memory_of_a_batch_is_in_what_it_wants(ear: Ear) -> None:
 def test_a_worker_killed_while_it_catches_up_loses_and_doubles_nothing(
     processes: Processes, settings: Settings
 ) -> None:
-    """44 s wait for a lease; the worker gets it, does several at once, is killed, and goes on."""
+    """90 s wait for a lease; the worker gets it, does several at once, is killed, and goes on: much is left then."""
     weights()
-    sound, folder = samples(RECORDING), settings.streams / "talk"
+    sound, folder = np.concatenate([samples(RECORDING), quiet(1.5)] * 2), settings.streams / "talk"
     writer = backlog.Writer(folder, 60 * RATE)
     writer.append(0, sound.tobytes())
     writer.close()
@@ -138,6 +138,6 @@ def test_a_worker_killed_while_it_catches_up_loses_and_doubles_nothing(
     events = follower.events
     assert assert_whole(events, "talk") == len(sound)
     assert Counter(e.kind for e in events)["gap"] == 0
-    assert word_errors(recording_text(), text(events, "talk")) <= 8
+    assert word_errors(" ".join([recording_text()] * 2), text(events, "talk")) <= 16
     assert max(body(e).span[1] for e in events if e.kind == "transcript") > 0.9 * len(sound)
-    assert again.alive and worker.output().count("utterances at once") + again.output().count("utterances at once") >= 2
+    assert again.alive and "utterances at once" in again.output()
