@@ -95,7 +95,7 @@ class SimulatedCard:
                     if e.errno not in (errno.EACCES, errno.EAGAIN):
                         raise
                     break
-                os.pwrite(self._fd, b"\1" * n, first)
+                self._mark(b"\1", first, n)
                 self._mine.append((first, n))
                 taken.append((first, n))
             else:
@@ -106,9 +106,14 @@ class SimulatedCard:
     def give(self, runs: Runs) -> None:
         """Free these granules."""
         for first, n in runs:
-            os.pwrite(self._fd, b"\0" * n, first)
+            self._mark(b"\0", first, n)
             fcntl.lockf(self._fd, fcntl.LOCK_UN, n, first)
             self._mine.remove((first, n))
+
+    def _mark(self, byte: bytes, first: int, n: int) -> None:
+        """Used or free. Told only by who was killed, and only where what it held is not free at once."""
+        if self._reclaim_s > 0:
+            os.pwrite(self._fd, byte * n, first)
 
     def by_pid(self) -> dict[int, int]:
         """Bytes held by each OTHER process (the kernel does not tell of our own locks)."""
@@ -117,7 +122,7 @@ class SimulatedCard:
     def measure(self) -> tuple[int, int, dict[int, int]]:
         """(total bytes, used bytes, bytes by pid); also frees what the dead have left for long enough."""
         held = self._held(0, self.granules)
-        left = self._left(held)
+        left = self._left(held) if self._reclaim_s > 0 else set()
         now = time.monotonic()
         self._left_since = {g: self._left_since.get(g, now) for g in left}
         for granule in [g for g, since in self._left_since.items() if now - since >= self._reclaim_s]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tests.torch_models import FAMILIES, digest
-from workers.residency import COPY_BYTES, Device, NoLease, OutOfMemory, Residency, StillHeld, copies
+from workers.residency import COPY_BYTES, FULL_LOOKS, Device, NoLease, OutOfMemory, Residency, StillHeld, copies
 
 MIB = 2**20
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -329,6 +329,31 @@ def test_old_memory_of_a_tensor_that_was_pointed_elsewhere_is_held(device: Devic
 
 
 @pytest.mark.pure
+def test_a_model_that_has_kept_still_is_looked_at_once_its_memory_is_free(device: Device) -> None:
+    """If it points a tensor elsewhere then, somebody may look at nothing, but never at what is written later."""
+    big = nn.Linear(6000, 6000, bias=False)
+    residency = packed(device, big)
+    device.limit(3 * residency.arena_bytes)
+    for _ in range(FULL_LOOKS):
+        residency.reload()
+        residency.offload()
+    residency.reload()
+    old = big.weight.detach()
+    want = old[0].tolist()
+    big.weight.data = torch.full((6000, 6000), 2.0, device=device.torch_device)
+    with pytest.raises(StillHeld):
+        residency.offload()
+    seen = old[0].tolist()
+    assert seen == ([0.0] * 6000 if device.addresses_stay else want)
+    residency.reload()
+    assert old[0].tolist() == seen and big.weight[0].tolist() == [2.0] * 6000
+    del old
+    residency.offload()
+    assert device.held_bytes == 0
+    residency.close()
+
+
+@pytest.mark.pure
 def test_neighbours_of_what_was_written_are_copied_once(device: Device) -> None:
     """They share a version counter with it until then."""
     model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(8)))
@@ -478,3 +503,20 @@ def quantised() -> nn.Module:
     torch.manual_seed(5)
     layers = [bitsandbytes.nn.Linear4bit(256, 256, quant_type="nf4", compress_statistics=True) for _ in range(3)]
     return nn.Sequential(*layers).to("cpu").eval()
+
+
+@pytest.mark.pure
+def test_the_memory_is_free_before_an_offload_is_through(device: Device) -> None:
+    """What it hears then is true, and a place that holds another tensor by then keeps it."""
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+    residency = packed(device, model)
+    heard: list[tuple[int, int, bool]] = []
+    for _ in range(FULL_LOOKS + 2):
+        residency.reload()
+        model[1].bias = nn.Parameter(torch.full((8,), 5.0, device=device.torch_device), requires_grad=False)
+        move = residency.offload(lambda m: heard.append((m.device_after, device.held_bytes, residency.resident)))
+        assert heard.pop() == (move.device_after, 0, False) and not heard
+        assert {p.device.type for p in model.parameters()} == {"meta"}
+    residency.reload()
+    assert model[1].bias.tolist() == [5.0] * 8
+    residency.close()

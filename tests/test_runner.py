@@ -81,9 +81,9 @@ def test_what_a_step_has_on_the_device_is_gone_before_the_weights_are(runner: Ru
     had: list[weakref.ref[OnTheDevice]] = []
     offload = game.residency.offload
 
-    def offloaded() -> Any:
+    def offloaded(freed: Any) -> Any:
         alive.append(had[0]() is not None)
-        return offload()
+        return offload(freed)
 
     game.residency.offload = offloaded  # type: ignore[method-assign]
 

@@ -40,6 +40,8 @@ CONTEXT_BYTES = 450 * MIB  # what a context is taken for where the driver does n
 class CudaDevice:
     """One CUDA device, seen from one worker."""
 
+    addresses_stay = False
+
     def __init__(self, settings: Settings, run: Path) -> None:
         index = settings.gpu.index
         if not torch.cuda.is_available() or index >= torch.cuda.device_count():

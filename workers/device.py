@@ -37,6 +37,8 @@ class Device(Protocol):
     @property
     def torch_device(self) -> torch.device: ...
     @property
+    def addresses_stay(self) -> bool: ...  # views of a released block find nothing there, but no fault either
+    @property
     def note(self) -> str: ...  # one line for people: what is not as it should be; "" if nothing
     @property
     def held_bytes(self) -> int: ...

@@ -12,7 +12,7 @@ import gc
 import itertools
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import NamedTuple
 
 import torch
@@ -36,8 +36,10 @@ __all__ = [
 MIB = 2**20
 COPY_BYTES = 64 * MIB  # at least this much in one copy, so that the link is full
 COPY_MOST = 256 * MIB  # and at most this: a reload can turn back between two
+FULL_LOOKS = 3  # so many offloads look at every tensor first: what a model does to its own, it does from the start
 COPIES = 64  # about so many when the model is large
 Fill = Callable[[str, torch.Tensor], None]
+Freed = Callable[["Move"], None]
 
 
 class NoLease(RuntimeError):
@@ -81,6 +83,7 @@ class Residency:
         self._views.detach()
         self._block: torch.Tensor | None = None
         self._copies = copies(self.arena_bytes)
+        self._looks = 0  # offloads so far
         self._kept = False  # the block was not freed by the last offload: somebody held a view
         device.pin(self._arena.host)
         me = weakref.ref(self)
@@ -144,20 +147,34 @@ class Residency:
         size, seconds = self.arena_bytes, self._piece(looked) - began
         return Move(size, size, seconds, size / seconds / 1e9, before, self.device.held_bytes)
 
-    def offload(self) -> Move:
-        """Take all weights off the device. StillHeld: something holds a view of one, and its memory stays taken."""
+    def offload(self, freed: Freed = lambda _: None) -> Move:
+        """Take all weights off the device. `freed` hears of it as soon as the memory is given back, which may be before
+        their places have got stand-ins. StillHeld: something holds a view of one; mostly its memory stays taken."""
         if self._block is None or not self.resident:
             raise RuntimeError("offload: the weights are not on the device")
-        before, began = self.device.held_bytes, time.perf_counter()
-        copied = 0
-        changes = self._views.leave()
-        if changes:
-            copied = self._save(self._block, changes)
-            self._views.detach()
+        before, began, copied = self.device.held_bytes, time.perf_counter(), 0
+        # The rule, for frozen weights: nothing to save and nobody to harm, so that the rest can wait for the memory.
+        at_once = self._looks >= FULL_LOOKS and self.device.addresses_stay and self._views.untouched()
+        self._looks += 1
+        if not at_once:
+            if changes := self._views.leave():
+                copied = self._save(self._block, changes)
+                self._views.detach()
+            self.resident = False
+            copied += self._clear()
         self.resident = False
-        copied += self._free()
+        copied += self._release()
         seconds = time.perf_counter() - began
-        return Move(self.arena_bytes, copied, seconds, copied / seconds / 1e9, before, self.device.held_bytes)
+        move = Move(self.arena_bytes, copied, seconds, copied / seconds / 1e9, before, self.device.held_bytes)
+        freed(move)
+        if at_once and (elsewhere := self._views.vacate()) is not None:
+            self._keep_strays(elsewhere)
+            if elsewhere:  # each that left the block made room in the count for one who views it
+                self._block = None  # and is never filled again under that one's eyes
+                raise StillHeld(
+                    "something outside the modules views their weights, whose memory is gone: it finds zeros"
+                )
+        return move
 
     def trim(self) -> None:
         """Give back to the system what the allocator keeps of a large step: no other step may be as large again."""
@@ -173,8 +190,10 @@ class Residency:
         self._arena.close()
 
     def _free(self) -> int:
-        """Give the block back. First make sure that nobody would be left with a pointer into it."""
-        assert self._block is not None
+        return self._clear() + self._release()
+
+    def _clear(self) -> int:
+        """Make sure that nobody would be left with a pointer into the block."""
         copied = 0
         if self._views.others():
             gc.collect()  # an exception with its frames, in a cycle?
@@ -182,18 +201,24 @@ class Residency:
                 copied = self._keep_strays()
                 if self._views.others():
                     raise StillHeld("something outside the modules still views their weights: their memory stays taken")
+        return copied
+
+    def _release(self) -> int:
+        """Give the block back."""
+        assert self._block is not None
+        copied = 0
         try:
             self.device.release(self._block)
         except StillHeld:
-            copied += self._keep_strays()
+            copied = self._keep_strays()
             self.device.release(self._block)
         self._kept = False
         return copied
 
-    def _keep_strays(self) -> int:
-        """Tensors that modules have got since they were packed move to the host."""
+    def _keep_strays(self, elsewhere: Set[int] = frozenset()) -> int:
+        """Tensors that modules have got since they were packed, or pointed elsewhere, move to the host."""
         with torch.no_grad(), torch.inference_mode(False):
-            copied = self._views.adopt(set())
+            copied = self._views.adopt(elsewhere)
         self._views.detach()
         return copied
 

@@ -37,6 +37,7 @@ class SimulatedDevice:
     driver = ""
     note = ""
     residue_bytes = 0
+    addresses_stay = True
     torch_device = torch.device("cpu")
 
     def __init__(self, settings: Settings, run: Path, worker: str) -> None:

@@ -201,21 +201,32 @@ class Tenant:
 
     def _leave(self, lease: Lease) -> None:
         had = self.residency.resident
-        self._offload()
-        self.holder.offloaded(lease)
-        self.revoke_s = time.monotonic() - self.heard_at_s if self.heard_at_s else 0.0
+
+        def freed() -> None:
+            """The proof can go out: the next one need not wait until our places have their stand-ins."""
+            self.holder.offloaded(lease)
+            self.revoke_s = time.monotonic() - self.heard_at_s if self.heard_at_s else 0.0
+            self.changed()
+
+        self._offload(freed)
         if had:
             ms = {"offload_ms": round(self.offloads.last * 1000, 1), "revoke_ms": round(self.revoke_s * 1000, 1)}
             self.log.info("revoked", epoch=lease.epoch, **ms)
-        self.changed()
 
-    def _offload(self, keep_limit: bool = False) -> None:
-        if self.residency.resident:
-            began = time.monotonic()
-            self.residency.offload()
-            self.offloads.add(time.monotonic() - began)
-        if not keep_limit:
-            self.device.limit(0)
+    def _offload(self, freed: Callable[[], None] = lambda: None, keep_limit: bool = False) -> None:
+        began, had = time.monotonic(), self.residency.resident
+
+        def gone(_: Any = None) -> None:
+            if had:
+                self.offloads.add(time.monotonic() - began)
+            if not keep_limit:
+                self.device.limit(0)
+            freed()
+
+        if had:
+            self.residency.offload(gone)
+        else:
+            gone()
 
     def _out_of_memory(self, error: str) -> None:
         peak = int(self.device.peak_bytes)

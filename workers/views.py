@@ -13,7 +13,7 @@ import operator
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import NamedTuple
 
 import torch
@@ -106,6 +106,26 @@ class Views:
             self._versions = [counter._version for counter in self._counters]
             self._addresses = [*map(_address, self._lives)]
             self._begins = block.data_ptr()
+
+    def untouched(self) -> bool:
+        """Nothing was written, and the block has as many views as we have made: told without a look at any tensor.
+        Whether one points elsewhere, or is in another's place, is for `vacate` to find."""
+        return (
+            not self._go
+            and [counter._version for counter in self._counters] == self._versions
+            and [*map(_uses, self._storages)] == self._expected
+            and not any(map(_trains, self._norms))
+        )
+
+    def vacate(self) -> set[int] | None:
+        """The rest of a detach, when `untouched` and the block is gone but its addresses stay. Else what is to be adopted:
+        those that point elsewhere, each by its `id`; and what some place holds that is not ours."""
+        addresses = [*map(_address, self._lives)]
+        if addresses == self._addresses and self._take_out():
+            self._detach()
+            return None
+        pairs = zip(self.slots, addresses, self._addresses, strict=True)
+        return {id(s) for s, now, then in pairs if now != then}
 
     def leave(self) -> Changes | None:
         """Detach if nothing at all was done to any slot, which is the rule for frozen weights. Else say what was: it is
@@ -242,7 +262,7 @@ class Views:
                 if holder[key] is away:
                     holder[key] = live
 
-    def adopt(self, elsewhere: set[int]) -> int:
+    def adopt(self, elsewhere: Set[int]) -> int:
         """Tensors that the modules have made themselves, or pointed elsewhere, live on the host and travel one by one
         from now on (a cache that grew, 4-bit weights that a CPU kernel repacks). Returns the bytes copied."""
         found = find(self._modules, self.slots)
