@@ -1,8 +1,8 @@
 """The case this project exists for: a model that does not fit beside the live ones gets the card for bursts, again and
 again during a live stream at real-time pace, and nothing is lost.
 
-`python benchmarks/mission.py [--case tenth|real|both] [--minutes 4] [--json]`. Real processes on the simulated card.
-`tenth`: 1/10 of the sizes (a card of 1,600 MiB; 6 : 5 : 3 live beside 14 in bursts). The transcriber is the real one
+`python benchmarks/mission.py [--case tenth|real|both] [--minutes 10] [--rows FILE] [--json]`. Real processes
+on the simulated card. `tenth`: 1/10 of the sizes (a card of 1,600 MiB; 6 : 5 : 3 live beside 14 in bursts). The transcriber is the real one
 with ballast; the others are stand-ins whose bytes are really moved and whose work is nothing: their phases say what
 moving costs, not what a model does. `real`: Whisper tiny.en and SmolLM2-135M on a card of 700 MiB that holds one.
 The card's granules are read at 20 Hz; the captions must be those of a run without swaps, sample for sample.
@@ -19,6 +19,7 @@ began before H and is decoded whole afterwards.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
@@ -55,7 +56,7 @@ def clip(path: Path, minutes: float) -> Path:
     return path
 
 
-def play(case: str, folder: Path, undisturbed: Undisturbed) -> list[Figure]:
+def play(case: str, folder: Path, undisturbed: Undisturbed, rows: str) -> list[Figure]:
     often = gpu(simulated_mib=CARDS[case], silence_s=GpuSettings().silence_s, patience_s=10.0, overdue_s=20.0)
     settings = one_by_one(Settings(data_dir=str(folder / "data"), gpu=often))
     if case == "real":
@@ -82,7 +83,7 @@ def play(case: str, folder: Path, undisturbed: Undisturbed) -> list[Figure]:
         rtf = (cpu_s - began[0]) / (undisturbed.end / m.SAMPLE_RATE - began[1])
         meta = backlog.read_meta(system.settings.streams / stream)
         assert meta
-        figures = figures_of(case, system, watch, rtf, meta.started_ns / 1e9)
+        figures = figures_of(case, system, watch, rtf, meta.started_ns / 1e9, rows)
         follower.close()
         system.stop()
         return figures
@@ -101,7 +102,7 @@ def waited_s(events: list[m.Event], began: float, at: float) -> float:
     return at - began - max(tiles, default=0) / m.SAMPLE_RATE
 
 
-def figures_of(case: str, system: SwapSystem, watch: Watch, rtf: float, began: float) -> list[Figure]:
+def figures_of(case: str, system: SwapSystem, watch: Watch, rtf: float, began: float, file: str = "") -> list[Figure]:
     turns = turns_of(system, "transcriber")[1:]  # the first one is part of the start
     bursts = turns_of(system, "summarizer")
     failed = sum(log.count("out of GPU memory") for log in map(system.log, ("transcriber", "summarizer")))
@@ -116,6 +117,17 @@ def figures_of(case: str, system: SwapSystem, watch: Watch, rtf: float, began: f
 
     backs = [(lag_back(watch, t), bound(t, t.away_s)) for t in turns]
     whole = [(lag_back(watch, t), bound(t, waited_s(events, began, t.back))) for t in turns]
+    if file:
+        with open(file, "a") as out:
+            for t, (back, most), (_, most_whole) in zip(turns, backs, whole, strict=True):
+                lags = [
+                    (round(at - t.back, 2), round(w.lag_s, 2))
+                    for at, state in watch.states
+                    for w in state.workers
+                    if w.worker == "transcriber" and -0.5 <= at - t.back <= back + 0.5
+                ]
+                row = {"case": case, "away_s": t.away_s, "back_s": back, "bound_s": most, "bound_all_s": most_whole}
+                print(json.dumps(row | {"left_at": t.left - began, "back_at": t.back - began, "lags": lags}), file=out)
     within = sum(back <= 1.2 * most for back, most in backs)
     worst = max(((back, most) for back, most in backs), default=(inf, 1.0))
     rows = [
@@ -158,7 +170,8 @@ def figures_of(case: str, system: SwapSystem, watch: Watch, rtf: float, began: f
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--case", choices=["tenth", "real", "both"], default="both")
-    parser.add_argument("--minutes", type=float, default=5.5)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--rows", default="", metavar="FILE", help="each burst, as a line of JSON")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sw-") as name:
@@ -166,7 +179,7 @@ def main() -> None:
         undisturbed = Undisturbed(folder, repeats=4, clip=clip(folder / "clip.wav", args.minutes))
         figures = []
         for case in ("tenth", "real") if args.case == "both" else (args.case,):
-            figures += play(case, folder / case, undisturbed)
+            figures += play(case, folder / case, undisturbed, args.rows)
         show(figures, args.json)
 
 
