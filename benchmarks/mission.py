@@ -4,7 +4,8 @@ again during a live stream at real-time pace, and nothing is lost.
 `python benchmarks/mission.py [--case tenth|real|both] [--minutes 10] [--rows FILE] [--json]`. Real processes on the
 simulated card. `tenth`: 1/10 of the sizes (a card of 1,600 MiB; 6 : 5 : 3 live beside 14 in bursts). The transcriber is
 the real one with ballast; the others are stand-ins whose bytes are really moved and whose work is nothing: their phases
-say what moving costs, not what a model does. `real`: Whisper tiny.en and SmolLM2-135M on a card of 700 MiB that holds one.
+say what moving costs, not what a model does. `real`: Whisper tiny.en and SmolLM2-135M on a card of 700 MiB, which holds
+one of them.
 The card's granules are read at 20 Hz; the captions must be those of a run without swaps, sample for sample.
 
 Bursts come as often as the rules allow: they wait 10 s for a pause, not 45, and are overdue after 20 s. The audio is
