@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sqlite3
 from pathlib import Path
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import messages as m
-from workers.journal import Journal, Reader, connect
+from tests.small_disk import on_a_small_disk, small_disk
+from workers.journal import DiskFull, Journal, Reader, connect
 
 pytestmark = pytest.mark.pure
 
@@ -277,3 +279,47 @@ def test_a_transaction_that_breaks_leaves_memory_as_the_disk_is(
     assert isinstance(one(journal, append(1, silence(1, 2), audio=2)), m.Refused)
     monkeypatch.undo()
     assert one(journal, append(1, silence(1, 2), audio=2)) == m.At(n=2, positions={"audio": 2}, state=b"", head=2)
+
+
+@on_a_small_disk
+def test_a_journal_is_opened_on_a_full_disk(tmp_path: Path) -> None:
+    """What was purged last is still in the WAL; it goes with the first append that finds room."""
+    with small_disk(tmp_path / "disk", 4) as leave:
+        folder = tmp_path / "disk" / "journal"
+        first = Journal(folder)
+        for n in range(40):
+            one(first, append(n, m.Suppressed(span=(n, n + 1), text="secret " * 2000, reason="loop"), audio=n + 1))
+        reader = connect(first.path, read_only=True)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM events").fetchone()  # keeps the WAL from being cut
+        first._db.execute("PRAGMA busy_timeout = 0")
+        first.purge("s", True)
+        kept = folder.with_name("killed")
+        shutil.copytree(folder, kept)  # as a kill leaves it
+        reader.close()
+        first.close()
+        shutil.rmtree(folder)
+        wal = kept / "journal.sqlite-wal"
+        assert b"secret" in wal.read_bytes()
+        (kept / "journal.sqlite-shm").unlink(missing_ok=True)
+        leave(0)
+        with pytest.raises(DiskFull):
+            Journal(tmp_path / "disk" / "new")
+        with contextlib.suppress(DiskFull):  # no room for the index of the WAL: nothing has changed
+            again = Journal(kept)
+            assert isinstance(one(again, append(0, m.Silence(span=(0, 1)), stream="t")), m.At | m.Refused)
+            again.close()
+        leave(2000)
+        again = Journal(kept)
+        assert not again._uncut and (not wal.exists() or b"secret" not in wal.read_bytes())
+        assert again.at("test", "s").n == first.at("test", "s").n
+        again.close()
+
+
+def test_a_checkpoint_that_found_no_room_comes_with_the_next_append(journal: Journal) -> None:
+    one(journal, append(0, silence(0, 1), audio=1))
+    wal = journal.path.with_name("journal.sqlite-wal")
+    assert wal.stat().st_size > 0
+    journal._uncut = True
+    one(journal, append(1, silence(1, 2), audio=2))
+    assert not journal._uncut and wal.stat().st_size == 0

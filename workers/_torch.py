@@ -21,8 +21,8 @@ def set_up(threads: int, cache: Path) -> Any:
     """Import torch with `threads` intra-op threads and deterministic kernels; returns the module."""
     for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[key] = str(threads)
-    # oneDNN and torch's layer over it each keep up to 1,024 compiled kernels, one for each shape ever seen: minutes, whose
-    # texts are never of the same length, grew by 2 MiB each. 16 cost no time that could be measured.
+    # oneDNN and torch's layer over it each keep up to 1,024 compiled kernels, one for each shape ever seen: minutes,
+    # whose texts are never of the same length, grew by 2 MiB each. 16 cost no time that could be measured.
     for key in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(key, "16")
     os.environ.setdefault("NUMBA_CACHE_DIR", str(cache / "numba"))

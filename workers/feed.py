@@ -21,7 +21,7 @@ from common import messages as m
 from common.process import Log, Process, arguments, main
 from common.settings import UserError
 from common.topology import COVERAGE_PRODUCER, doorbell
-from workers.journal import Journal, Reader
+from workers.journal import DiskFull, Journal, Reader
 
 BEAT_S = 1.0
 GROUP = 256  # appends per transaction at most
@@ -29,6 +29,7 @@ CHANGED_WITHIN_S = 60.0
 OTHERS_PER_BEAT = 4
 HEARD_WITHIN_S = 3.0
 LOW_DISK_BYTES = 64 * 1024 * 1024
+OPENS_EVERY_S = 0.25  # whether there is room for the journal by now
 RETENTION_EVERY_S = 60.0
 
 _request = msgspec.msgpack.Decoder(m.FeedRequest)
@@ -96,10 +97,9 @@ class ReplayThread(threading.Thread):
 class Feed:
     """Journal, sockets and what the beat tells; `turn(now)` is one round of the loop."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, journal: Journal) -> None:
         settings = process.settings
-        self.settings, self.log = settings, process.log
-        self.journal = Journal(settings.data / "journal")
+        self.settings, self.log, self.journal = settings, process.log, journal
         self.append = wire.router(wire.ipc(settings, "append"))
         self.pubs = [wire.publisher(wire.ipc(settings, "pub"))]
         replays = [wire.router(wire.ipc(settings, "replay"), hwm=wire.PAGES_UNREAD)]
@@ -335,8 +335,24 @@ class Feed:
         return f"disk nearly full: {free >> 20} MiB free" if free < LOW_DISK_BYTES else ""
 
 
+def opened(process: Process) -> Journal | None:
+    """The journal, as soon as its disk has room for that; None: we are told to stop."""
+    said = ""
+    while not process.stopping:
+        try:
+            return Journal(process.settings.data / "journal")
+        except DiskFull as e:
+            if not said:
+                said = str(e)
+                process.log.warning("waits for room to open the journal", error=said)
+            time.sleep(OPENS_EVERY_S)
+    return None
+
+
 def run(process: Process) -> None:
-    Feed(process).run(process)
+    journal = opened(process)
+    if journal:
+        Feed(process, journal).run(process)
 
 
 if __name__ == "__main__":

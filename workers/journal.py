@@ -7,7 +7,7 @@ asks again (compare-and-set on its append count n) never doubles anything.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -64,6 +64,14 @@ class _Tag(msgspec.Struct):
     type: str
 
 
+FULL = "disk full"
+FULL_NAMES = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_TRUNCATE", "SQLITE_IOERR_SHMSIZE")
+
+
+class DiskFull(OSError):
+    """There is no room on the journal's disk."""
+
+
 _tag = msgspec.msgpack.Decoder(_Tag)
 
 
@@ -74,20 +82,36 @@ def connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
 
 
 class Journal:
-    """The single writer. Keeps every producer's place and every topic's head in memory, as they stand on disk."""
+    """The single writer. Keeps every producer's place and every topic's head in memory, as they stand on disk.
+
+    `DiskFull` when made: there is no room to open it. Nothing has changed; try again later.
+    """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "journal.sqlite"
-        self._db = connect(self.path)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA secure_delete=ON")  # purged bodies are overwritten, not just unlinked
-        self._db.executescript(SCHEMA)
-        # A feed killed in a purge, after its commit, left the old copies of the overwritten pages in the WAL.
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('journal', ?)", (os.urandom(8).hex(),))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._db = connect(self.path)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA secure_delete=ON")  # purged bodies are overwritten, not just unlinked
+            self._db.executescript(SCHEMA)
+            # A feed killed in a purge, after its commit, left the old copies of the overwritten pages in the WAL.
+            self._cut_wal()
+            self._db.execute("INSERT OR IGNORE INTO meta VALUES ('journal', ?)", (os.urandom(8).hex(),))
+        except (sqlite3.Error, OSError) as e:
+            if getattr(e, "errno", None) != errno.ENOSPC and self._why(e) != FULL:
+                raise
+            raise DiskFull(f"{self.path}: {FULL}") from e
         self.id: str = self._db.execute("SELECT value FROM meta WHERE key = 'journal'").fetchone()[0]
         self._load()
+
+    def _cut_wal(self) -> None:
+        """Old copies of pages go. On a full disk they do with the first append that finds room; a reader may delay it too."""
+        try:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._uncut = False
+        except sqlite3.Error:
+            self._uncut = True
 
     def _load(self) -> None:
         """Memory from disk: at start, and after a transaction that failed."""
@@ -132,6 +156,8 @@ class Journal:
         except sqlite3.Error as e:
             self._abandon()
             return [Refused(reason=self._why(e), retry_after_s=1.0)] * len(group), []
+        if self._uncut:
+            self._cut_wal()
         return answers, events
 
     def _one(self, a: Append, out: list[Event]) -> Refused | None:
@@ -249,9 +275,7 @@ class Journal:
             self._abandon()
             raise OSError(self._why(e)) from e
         self._load()
-        # Old copies of the overwritten pages lie in the WAL until it is cut; a reader may delay that to the next one.
-        with contextlib.suppress(sqlite3.Error):  # a full disk: the purge is committed, the next checkpoint comes later
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._cut_wal()  # old copies of the overwritten pages lie there
         return events
 
     def _abandon(self) -> None:
@@ -260,9 +284,9 @@ class Journal:
         self._load()
 
     @staticmethod
-    def _why(e: sqlite3.Error) -> str:
-        full = getattr(e, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_TRUNCATE")
-        return "disk full" if full or "full" in str(e) else f"journal: {e}"
+    def _why(e: Exception) -> str:
+        full = getattr(e, "sqlite_errorname", "") in FULL_NAMES
+        return FULL if full or "full" in str(e) else f"journal: {e}"
 
     def close(self) -> None:
         self._db.close()
