@@ -106,7 +106,7 @@ class Journal:
         self._load()
 
     def _cut_wal(self) -> None:
-        """Old copies of pages go. On a full disk they do with the first append that finds room; a reader may delay it too."""
+        """Old copies of pages go; on a full disk with the first append that finds room. A reader may delay it too."""
         try:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             self._uncut = False

@@ -118,8 +118,8 @@ class Views:
         )
 
     def vacate(self) -> set[int] | None:
-        """The rest of a detach, when `untouched` and the block is gone but its addresses stay. Else what is to be adopted:
-        those that point elsewhere, each by its `id`; and what some place holds that is not ours."""
+        """The rest of a detach, when `untouched` and the block is gone but its addresses stay. Else what is to be
+        adopted: those that point elsewhere, each by its `id`; and what some place holds that is not ours."""
         addresses = [*map(_address, self._lives)]
         if addresses == self._addresses and self._take_out():
             self._detach()
