@@ -162,6 +162,8 @@ BUGS: dict[str, tuple[str, Decide]] = {
     "free ride": ("free ride|burst wait", made_by(NobodyRides)),
     "silence": ("silence", without(silence_s=0.0)),
     "patience": ("calm|free ride", without(patience_s=inf)),
+    "between captions": ("silence", seen(owes=False)),
+    "piece by piece": ("piece by piece", seen(pieces=0)),
     "overdue": ("burst wait|calm", without(overdue_s=inf)),
     "lag soft": ("lag soft", without(lag_soft_s=inf)),
     "rest": ("rest", without(rest_swaps=0.0)),
