@@ -230,9 +230,8 @@ class _Decision:
         young_s = max((o.granted_at_s + self._least_s(o) for o in young), default=-inf)
         if self.now < young_s:
             self.waits[w.who] = f"{young[0].name} has just come"
-            self.closed = (
-                self.now >= overdue_s
-            )  # else riders that come and go would keep it waiting one after the other
+            # Overdue, it waits for those only who ride already: one after the other might come for ever.
+            self.closed = self.now >= overdue_s
             self.wakes += [young_s, overdue_s]
             return ""
         # Those who left for the last burst come back before the next; one that cannot does not hold it up for ever.

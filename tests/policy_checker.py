@@ -232,8 +232,14 @@ class Checker:
             self.starts[burst.start] = self.starts.get(burst.start, 0) + 1
             if burst.start == "by hand":
                 self.by_hand_s = now
-            if burst.cost_s:
+            if burst.cost_s or (who and self.keeps_away(who)):
                 self.began, self.in_s = (now, burst.start), None
+
+    def keeps_away(self, a: Actor) -> bool:
+        """One by hand may begin before everybody is back: who is away still comes back after it."""
+        away = [x for x in self.live() if x is not a and not x.resident and not self.off(x)]
+        rides = sum(x.want.bytes for x in self.live() if x is not a) + a.want.bytes <= self.room()
+        return bool(away) and not rides and self.all_fit() and not self.w.notes.pins
 
     def settled(self) -> bool:
         """Everybody who left and still can is back; who cannot is not waited for."""
