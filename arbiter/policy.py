@@ -199,7 +199,7 @@ class _Decision:
         if self.lag_s > self.set.lag_hard_s and self.now >= may_cut_s and cuts < self.set.max_cuts:
             return f"cut short: captions are {self.lag_s:.0f} s late"
         # Between two pieces of its work. One that cannot keep up does more of them: else they would pile up.
-        at_most = 1 + int((self.now - w.since_s) / max(self.set.patience_s, 1.0))
+        at_most = 1 + int((self.now - w.since_s) / max(self.set.overdue_s, 1.0))
         done, edge = w.pieces - self.memory.burst.pieces, w.pieces > self.memory.burst.seen
         waited_for = self.lag_s > self.set.lag_soft_s or self.silence_s < self.set.silence_s
         if w.lane == "burst" and w.ready and edge and done >= at_most and waited_for:

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT)]
 
 from arbiter import policy, world  # noqa: E402
 from arbiter.costs import Costs, Given, Size, costs  # noqa: E402
-from arbiter.day import Spans, conversation  # noqa: E402
+from arbiter.day import Minutes, Spans, conversation  # noqa: E402
 from arbiter.simulate import Result, simulate  # noqa: E402
 from arbiter.view import Worker  # noqa: E402
 from common import profiles  # noqa: E402
@@ -42,6 +42,7 @@ class Row(NamedTuple):
     price: Costs
     given: Given
     settings: Settings
+    streams: int = 1  # so many minutes are due at each interval
 
 
 def laptop() -> Row:
@@ -103,7 +104,6 @@ class AnyPause(policy._Decision):
 POLICIES: dict[str, Any] = {
     "before: after PATIENCE at once, all that is due": whole(InMidWord),
     "after PATIENCE between captions, all that is due": whole(policy._Decision),
-    "after PATIENCE at once, piece by piece": made_by(InMidWord),
     "after PATIENCE any pause, piece by piece": made_by(AnyPause),
     "now: after PATIENCE between captions, piece by piece": policy.decide,
 }
@@ -132,7 +132,13 @@ def meetings(seed: int, lasts_s: float) -> Spans:
 
 def play(row: Row, decide: Any, spans: Spans, lasts_s: float, **gpu: float) -> Result:
     settings = msgspec.structs.replace(row.settings, gpu=msgspec.structs.replace(row.settings.gpu, **gpu))
-    with mock.patch.object(world, "decide", decide):
+    ask = Minutes.ask
+
+    def each(minutes: Minutes, at: world.World, prompt: int) -> None:
+        for _ in range(row.streams):
+            ask(minutes, at, prompt)
+
+    with mock.patch.object(world, "decide", decide), mock.patch.object(Minutes, "ask", each):
         return simulate(settings, row.price, spans, lasts_s / 3600, 1, row.given)
 
 
@@ -154,6 +160,7 @@ def main() -> None:
     parser.add_argument("--speech", choices=("people", "meetings"), default="people")
     parser.add_argument("--rows", default="cpu,7b,14b")
     parser.add_argument("--interval-s", type=float)
+    parser.add_argument("--streams", type=int, default=1, help="so many minutes are due at each interval")
     parser.add_argument("--set", action="append", default=[], metavar="gpu.KEY=VALUE")
     args = parser.parse_args()
     more = {k.removeprefix("gpu."): float(v) for k, _, v in (s.partition("=") for s in args.set)}
@@ -162,7 +169,7 @@ def main() -> None:
         f"SIMULATED, {args.days} days of {args.minutes:g} min, speech of {args.speech}; medians over the days, seconds"
     )
     for key in args.rows.split(","):
-        row = ROWS[key]()
+        row = ROWS[key]()._replace(streams=args.streams)
         if args.interval_s:
             summary = msgspec.structs.replace(row.settings.summary, interval_s=args.interval_s)
             row = row._replace(settings=msgspec.structs.replace(row.settings, summary=summary))

@@ -206,7 +206,7 @@ class Checker:
             self.turn, self.began_at, was = (burst.who, burst.began_s), a.pieces, a.pieces
         if a.pieces == was or not a.resident or rides or self.w.notes.pins or not self.all_fit():
             return
-        at_most = 1 + int((now - a.want.since_s) / max(self.set.patience_s, 1.0))
+        at_most = 1 + int((now - a.want.since_s) / max(self.set.overdue_s, 1.0))
         if self.owed(a) and a.pieces - self.began_at >= at_most:
             raise Violation(f"piece by piece: {a.name} goes on though captions wait")
 

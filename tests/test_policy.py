@@ -208,8 +208,8 @@ def test_after_a_piece_of_its_work_a_burst_goes_on_only_where_it_might_begin() -
 
 
 def test_a_burst_that_cannot_keep_up_does_more_pieces_at_once() -> None:
-    """One more for each PATIENCE that it has wanted the GPU all along: else its work would pile up."""
-    old = msgspec.structs.replace(DONE_ONE, since_s=NOW - 2 * SET.patience_s)
+    """One more for each OVERDUE that it has wanted the GPU all along: else its work would pile up."""
+    old = msgspec.structs.replace(DONE_ONE, since_s=NOW - 2 * SET.overdue_s)
     for pieces, leaving in ((8, False), (9, False), (10, True)):
         one = msgspec.structs.replace(old, pieces=pieces)
         assert bool(plan(*SPEAKS, one, memory=HAD_SEVEN).revoke) is leaving, pieces
