@@ -10,7 +10,7 @@ import random
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
-from math import inf
+from math import ceil, floor, inf
 
 import msgspec
 
@@ -23,6 +23,7 @@ from common.settings import TranscriberSettings
 # ITU-T P.59 (1993), artificial conversational speech, two people: nobody speaks for 22.48 % of the time, 0.508 s at a
 # time on average; lengths are exponential. So somebody speaks for 1.752 s at a time.
 SPURT_S, PAUSE_S = 1.752, 0.508
+HEARD_EVERY_S = 0.25  # capture writes so often, and nothing is heard in between
 Spans = list[tuple[float, float]]
 
 
@@ -92,6 +93,7 @@ class Reader(Actor):
         self.queue: deque[Item] = deque()
         self.late: list[float] = []  # of each piece: from when it was said until it was done
         self.working = False
+        self.began_s = 0.0
         self.next: list[Reader] = []
         self.cost: tuple[float, float] = (0.0, 0.0)  # seconds a piece, and a second of speech
 
@@ -109,10 +111,16 @@ class Reader(Actor):
     def left(self, world: World) -> None:
         self.working = False
 
+    def accept(self, world: World, lease: Lease) -> None:
+        if self.working and not lease.granted:  # it leaves between two pieces of a step, which is begun anew later
+            edge_s = world.now + self.step_s - (world.now - self.began_s) % self.step_s
+            self.busy_until = min(self.busy_until, edge_s)
+        super().accept(world, lease)
+
     def work(self, world: World) -> None:
         """Unless the GPU has to be given back: what waits is done after that."""
         if self.queue and self.resident and not self.working and self.pending is None:
-            self.working = True
+            self.working, self.began_s = True, world.now
             self.busy_until = world.now + self.queue[0].takes_s
             world.at(self.busy_until, lambda n=self.loads: self._done(world, n))  # type: ignore[misc]
 
@@ -135,17 +143,28 @@ class Captions(Reader):
         super().__init__(*args, **more)
         self.spans: Spans = []
         self.begins: list[float] = []
+        self.said: list[Utterance] = []
+        self.said_begins: list[float] = []
 
     def hear(self, world: World, spans: Spans, said: Iterable[Utterance]) -> None:
         self.spans, self.begins = spans, [a for a, _ in spans]
-        for u in said:
-            world.at(u.ready_s, lambda u=u: self.give(world, u))  # type: ignore[misc]
+        self.said = list(said)
+        self.said_begins = [u.begin_s for u in self.said]
+        for u in self.said:
+            world.at(_heard(u.ready_s), lambda u=u: self.give(world, u))  # type: ignore[misc]
+            for at in (u.begin_s, u.end_s + world.set.silence_s):  # a pause is over, or long enough: told at once
+                world.at(_heard(at), lambda: world.heard(self))
 
     def silence_s(self, now: float) -> float:
-        i = bisect_right(self.begins, now) - 1
-        if self.queue or i < 0:
-            return 0.0 if self.queue else now
-        return max(0.0, now - self.spans[i][1])
+        """As far as it has listened; none while an utterance is under way or waits."""
+        heard = floor(now / HEARD_EVERY_S + 1e-9) * HEARD_EVERY_S
+        i = bisect_right(self.said_begins, heard) - 1
+        if self.queue or (i >= 0 and heard < self.said[i].ready_s):
+            return 0.0
+        return max(0.0, heard - self.said[i].end_s) if i >= 0 else heard
+
+    def owes(self, now: float) -> bool:
+        return bool(self.queue)
 
     def position(self, now: float) -> float:
         """Everything before it is captioned."""
@@ -153,6 +172,11 @@ class Captions(Reader):
             return self.queue[0].about.begin_s
         i = bisect_right(self.begins, now) - 1
         return now if i < 0 or self.spans[i][1] + 1.0 < now else self.spans[i][0]
+
+
+def _heard(at_s: float) -> float:
+    """When what is to be heard at this moment is heard."""
+    return ceil(at_s / HEARD_EVERY_S) * HEARD_EVERY_S
 
 
 class Due(msgspec.Struct, frozen=True):
@@ -203,9 +227,10 @@ class Minutes(Actor):
         if n != (self.loads, len(self.delays)) or not self.resident:
             return
         self.delays.append(world.now - self.due.popleft().since_s)
-        self.written = 0
+        self.written, self.pieces = 0, self.pieces + 1
         if self.due:
             self._begin(world)
+            world.heard(self)
         else:
             self.wish(world, False)
 

@@ -16,7 +16,6 @@ from common.topology import COVERAGE_PRODUCER
 
 MOST_COMPARED = 10  # workers, the first by weight: every subset of them is looked at; of more, who still fits is kept
 FOR_GOOD_S = 3600.0  # away until something else changes: then the weight decides, and the reload hardly
-HERE = 1.25  # who is there counts so much more: else two that are equal would change places at each new measurement
 
 
 def weight(w: Worker, settings: GpuSettings) -> float:
@@ -33,7 +32,7 @@ def keep(
     free = [w for w in workers if w not in fixed]
     if sum(w.want_bytes for w in free) <= room:
         return list(workers)
-    cost = {w.who: (away_s + w.load_s) * weight(w, settings) * (HERE if w.ready else 1.0) for w in free}
+    cost = {w.who: (away_s + w.load_s) * weight(w, settings) * (settings.keep_here if w.ready else 1.0) for w in free}
     compared, rest = free[:MOST_COMPARED], free[MOST_COMPARED:]
     best: tuple[Worker, ...] = ()
     least = inf

@@ -28,6 +28,7 @@ class _Decision:
     def __init__(self, view: View, settings: GpuSettings, now: float) -> None:
         self.view, self.set, self.now, self.memory = view, settings, now, view.memory
         self.wakes: list[float] = []
+        self.closed = False  # nobody who rides free comes now
         self.waits: dict[Incarnation, str] = {}
         self.room = max(0, view.cap_bytes - sum(w.bytes for w in view.workers if w.state is LOST))
         self.crowded = sum(max(w.want_bytes, w.bytes) for w in view.workers if w.lane == "live") > self.room
@@ -67,7 +68,16 @@ class _Decision:
         if self.memory.burst is None and running and not running[0].pinned:
             one, since_s = running[0], running[0].granted_at_s
             cost_s = one.load_s + sum(w.load_s for w in self.live if w.state is not GRANTED)
-            found = Burst(who=one.who, began_s=since_s, held_s=since_s, ready_s=since_s, cost_s=cost_s, start="found")
+            found = Burst(
+                who=one.who,
+                began_s=since_s,
+                held_s=since_s,
+                ready_s=since_s,
+                cost_s=cost_s,
+                start="found",
+                pieces=one.pieces,
+                seen=one.pieces,
+            )
             self.memory = msgspec.structs.replace(self.memory, burst=found)
 
     def _modest(self, w: Worker) -> Worker:
@@ -188,6 +198,12 @@ class _Decision:
             return "a burst is wanted, and batch work comes last"
         if self.lag_s > self.set.lag_hard_s and self.now >= may_cut_s and cuts < self.set.max_cuts:
             return f"cut short: captions are {self.lag_s:.0f} s late"
+        # Between two pieces of its work. One that cannot keep up does more of them: else they would pile up.
+        at_most = 1 + int((self.now - w.since_s) / max(self.set.overdue_s, 1.0))
+        done, edge = w.pieces - self.memory.burst.pieces, w.pieces > self.memory.burst.seen
+        waited_for = self.lag_s > self.set.lag_soft_s or self.silence_s < self.set.silence_s
+        if w.lane == "burst" and w.ready and edge and done >= at_most and waited_for:
+            return "a piece of its work is done, and captions wait"
         self.wakes += [over_s, may_cut_s]
         return ""
 
@@ -202,6 +218,8 @@ class _Decision:
         overdue_s = self._since(w) + self.set.overdue_s
         patience_s = self._since(w) + self.set.patience_s
         quiet = self.silence_s >= self.set.silence_s
+        # Who has waited for long does not wait for silence: what is under way is owed from its end on, nothing before.
+        between = self.now >= patience_s and not any(k.owes for k in self.kept)
         late = self.lag_s > self.set.lag_soft_s
         rest_s = self.memory.rest_until_s - self.now
         missing = [k for k in self.kept if k is not w and not k.ready]
@@ -212,14 +230,16 @@ class _Decision:
         young_s = max((o.granted_at_s + self._least_s(o) for o in young), default=-inf)
         if self.now < young_s:
             self.waits[w.who] = f"{young[0].name} has just come"
-            self.wakes.append(young_s)
+            # Overdue, it waits for those only who ride already: one after the other might come for ever.
+            self.closed = self.now >= overdue_s
+            self.wakes += [young_s, overdue_s]
             return ""
         # Those who left for the last burst come back before the next; one that cannot does not hold it up for ever.
         back_s = self.memory.ended_s + self.set.stuck_after_s
         if w.lane == "batch" and any(o.lane == "burst" and self._can_go(o) for o in self.others):
             self.waits[w.who] = "a burst is wanted, and batch work comes last"
             return ""
-        if (quiet or self.now >= patience_s) and not (late or rest_s > 0 or missing):
+        if (quiet or between) and not (late or rest_s > 0 or missing):
             return "silence" if quiet else "patience"
         if self.now >= overdue_s and (not missing or self.now >= back_s):
             return "overdue"
@@ -230,7 +250,10 @@ class _Decision:
         elif rest_s > 0:
             why = f"the GPU rests from swapping for {rest_s:.0f} s more"
         else:
-            why = f"somebody speaks; it waits {patience_s - self.now:.0f} s more for a pause"
+            left_s = patience_s - self.now
+            why = (
+                f"somebody speaks; it waits {left_s:.0f} s more for a pause" if left_s > 0 else "a caption is due first"
+            )
         self.waits[w.who] = f"{why}; overdue in {max(0.0, overdue_s - self.now):.0f} s"
         self.wakes += [overdue_s, patience_s, self.memory.rest_until_s, back_s]
         return ""
@@ -265,15 +288,16 @@ class _Decision:
         if was is None:
             if start == "by hand" and self.memory.returning:  # it cuts the way back short: what that took counts
                 self._returned()
-            leaves = [x for x in self.live + self.others if x.state is GRANTED and x not in target]
+            # One by hand may come before all are back: whoever is still away comes back after it.
+            leaves = [x for x in self.live + self.others if (x.state is GRANTED or x in self.kept) and x not in target]
             cost = w.load_s + w.offload_s + sum(x.load_s + x.offload_s for x in leaves) if leaves else 0.0
-            began = Burst(who=w.who, began_s=self.now, cost_s=cost, start=start)
+            began = Burst(who=w.who, began_s=self.now, cost_s=cost, start=start, pieces=w.pieces, seen=w.pieces)
             swaps = self.memory.swaps + bool(leaves)
             self.memory = change(self.memory, burst=began, swaps=swaps, returning=False, forced="")
         elif w.state is GRANTED:
             ready_s = min(was.ready_s, self.now) if w.ready else was.ready_s
             held_s = min(was.held_s, w.granted_at_s)
-            self.memory = change(self.memory, burst=change(was, held_s=held_s, ready_s=ready_s))
+            self.memory = change(self.memory, burst=change(was, held_s=held_s, ready_s=ready_s, seen=w.pieces))
 
     # Who should be there, and the next move
 
@@ -293,9 +317,13 @@ class _Decision:
             if w not in kept:
                 beside = ", ".join(x.name for x in out)
                 self.waits.setdefault(w.who, f"{beside} {'has' if burst else 'is on'} the GPU")
-        for w in self._beside(left, len(kept) == len(live), [*out, *([ended] if ended else [])]):
+        open_ = len(kept) == len(live) and not self.closed
+        for w in self._beside(left, open_, [*out, *([ended] if ended else [])]):
             out.append(w)
             self.waits.pop(w.who, None)
+        for w in self.others if self.closed else ():
+            if w not in out and w.state is not GRANTED:
+                self.waits.setdefault(w.who, "an overdue burst is first")
         return out
 
     def _revocations(self, target: list[Worker], burst: Worker | None, ended: bool) -> list[tuple[Incarnation, str]]:

@@ -96,6 +96,8 @@ def _worker(row: Row, notes: Notes) -> Worker:
         reload_s=s.reload_s,
         offload_s=s.offload_s,
         burst_min_s=s.burst_min_s,
+        owes=s.owes,
+        pieces=sum(s.positions.values()),
         pinned=pinned,
         off_until_s=off_until_s,
     )

@@ -31,9 +31,11 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     granted_at_s: float = 0.0
     lag_s: float = 0.0
     silence_s: float = inf
+    owes: bool = False  # an utterance that is over has no caption yet
     reload_s: float = 0.0
     offload_s: float = 0.0
     burst_min_s: float = 0.0  # from its grant until it has got on, by its own word
+    pieces: int = 0  # grows whenever a piece of its work is done: the sum of its positions
     pinned: bool = False  # a person wants it to stay
     off_until_s: float = 0.0  # a person wants it to be away
 
@@ -54,6 +56,8 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True):
     held_s: float = inf  # since when it is granted: its time runs from there
     ready_s: float = inf  # since when it is resident
     cost_s: float = 0.0  # of moving everybody there and back, as expected; 0: nobody had to leave
+    pieces: int = 0  # of its worker, when it began
+    seen: int = 0  # and when it was last let go on
     start: str = ""  # what let it go: silence | patience | overdue | by hand | found (there when the arbiter began)
 
 

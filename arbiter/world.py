@@ -35,6 +35,7 @@ class Actor:
         self.reload_s, self.offload_s, self.step_s = reload_s, offload_s, step_s
         self.residue_bytes = 0
         self.burst_min_s = 0.0
+        self.pieces = 0  # of its work that are done, in all its lives
         self.alive = False
         self.deaf = False  # it never carries out a revocation: the deadline kills it
         self.born(0)
@@ -57,6 +58,9 @@ class Actor:
 
     def silence_s(self, now: float) -> float:
         return 3600.0
+
+    def owes(self, now: float) -> bool:
+        return False
 
     def came(self, world: World) -> None:
         """It is resident."""
@@ -91,11 +95,13 @@ class Actor:
             wants=NOTHING if gave_up else self.want,
             lag_s=self.lag_s(now),
             silence_s=self.silence_s(now),
+            owes=self.owes(now),
             step_p99_s=self.step_s,
             offload_p99_s=self.offload_s,
             reload_s=self.loaded_in_s,
             offload_s=self.offload_s,
             burst_min_s=self.burst_min_s,
+            positions={"work": self.pieces},
         )
 
     def accept(self, world: World, lease: Lease) -> None:

@@ -58,7 +58,7 @@ MARGIN_MIB = DEFAULTS.margin_mib
 CARD = GpuSettings(device="simulated", simulated_mib=CARD_MIB + MARGIN_MIB)
 CASES = {
     "pauses": CARD,
-    "timer": msgspec.structs.replace(CARD, patience_s=0.0, lag_soft_s=1e6),
+    "timer": msgspec.structs.replace(CARD, overdue_s=0.0),
 }
 
 

@@ -441,6 +441,7 @@ class Status(Request, frozen=True, kw_only=True, tag="status"):
     waiting: bool = False  # input waits for a step: no progress now means that it hangs
     lag_s: float = 0.0
     silence_s: float = 0.0
+    owes: bool = False  # an utterance that is over has no caption yet
     positions: dict[str, int] = {}
     stepped_at_s: float = 0.0  # CLOCK_MONOTONIC of the last step or the last copy of a reload
     step_p99_s: float = 0.0  # longest piece that cannot be interrupted, a step or one copy; 0: not measured yet

@@ -96,14 +96,15 @@ class GpuSettings(Section, frozen=True, kw_only=True):
     lag_soft_s: float = 3.0  # captions later than this put a burst off
     lag_hard_s: float = 20.0  # captions later than this cut a running burst short
     silence_s: float = 0.7  # a burst likes to begin after this much silence
-    patience_s: float = 45.0  # it does not wait longer than this for silence
+    patience_s: float = 45.0  # after this it begins between two captions, also while somebody speaks
     overdue_s: float = 120.0  # it does not wait longer than this for anything
     burst_min_s: float = 5.0  # a running burst is not cut short before this, nor before it has got on
     max_hold_s: float = 60.0  # a burst gives back after this
     max_cuts: int = 3  # a burst is cut short at most so often
     rest_swaps: float = 9.0  # after a burst no other begins for this many times what its swap took: 9 is a tenth
     keep_at_least_s: float = 2.0  # a live worker is not pushed out by a better one before this,
-    keep_reloads: float = 10.0  # nor before this many times its reload
+    keep_reloads: float = 10.0  # nor before this many times its reload;
+    keep_here: float = 1.25  # and who is there counts this many times more: else equals would change places for ever
     transcriber_weight: float = 4.0  # what a second without it costs, beside 1 for any other live worker
     translator_weight: float = 2.0
     evicted_for_s: float = 10.0  # who was evicted by hand stays away this long
@@ -273,6 +274,7 @@ def _check(s: Settings) -> None:
         ("gpu.rest_swaps", 0, s.gpu.rest_swaps),
         ("gpu.keep_at_least_s", 0, s.gpu.keep_at_least_s),
         ("gpu.keep_reloads", 0, s.gpu.keep_reloads),
+        ("gpu.keep_here", 1, s.gpu.keep_here),
         ("gpu.evicted_for_s", 0, s.gpu.evicted_for_s),
         ("gpu.transcriber_weight", 0, s.gpu.transcriber_weight),
         ("gpu.translator_weight", 0, s.gpu.translator_weight),

@@ -124,6 +124,15 @@ class AsExpected(policy._Decision):
         self.memory = change(self.memory, returning=False)
 
 
+class OnlyWhoLeaves(policy._Decision):
+    """A swap by hand that begins before all are back costs nothing, for nobody leaves for it."""
+
+    def _remember(self, w: Worker, start: str, target: list[Worker]) -> None:
+        was, self.kept = self.kept, []
+        super()._remember(w, start, target)
+        self.kept = was
+
+
 class NotByHand(policy._Decision):
     """A swap by hand waits like any other burst."""
 
@@ -162,10 +171,13 @@ BUGS: dict[str, tuple[str, Decide]] = {
     "free ride": ("free ride|burst wait", made_by(NobodyRides)),
     "silence": ("silence", without(silence_s=0.0)),
     "patience": ("calm|free ride", without(patience_s=inf)),
+    "between captions": ("silence", seen(owes=False)),
+    "piece by piece": ("piece by piece", seen(pieces=0)),
     "overdue": ("burst wait|calm", without(overdue_s=inf)),
     "lag soft": ("lag soft", without(lag_soft_s=inf)),
     "rest": ("rest", without(rest_swaps=0.0)),
     "rest counts what it took": ("rest", made_by(AsExpected)),
+    "rest counts who was away": ("rest|back first", made_by(OnlyWhoLeaves)),
     "over": ("live wait|burst wait", made_by(NeverOver)),
     "cut": ("live wait with lag", without(lag_hard_s=inf)),
     "burst min": ("burst min", without(burst_min_s=0.0)),

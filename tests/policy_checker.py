@@ -46,6 +46,9 @@ class Checker:
         self.held: dict[str, float] = {}  # when it was granted
         self.left: dict[str, float] = {}  # when it last had to leave
         self.starts: dict[str, int] = {}
+        self.pieces: dict[str, int] = {}  # of its work that each job had done at the last plan
+        self.turn: object = None
+        self.began_at = 0  # the same of the burst that runs, when it began
         slow = 1.0 + world.jitter
         # The longest that everybody's coming or going takes: proofs, and reloads one after the other.
         self.swap_s = (
@@ -116,6 +119,7 @@ class Checker:
             self.ended_now = now
         self.ran = burst.who if burst else None
         self.swap(plan)
+        self.piece_by_piece(plan)
         for who, reason in plan.revoke:
             a = w.actors.get(who.pid)
             if a is None or a.me != who:
@@ -170,6 +174,8 @@ class Checker:
                 raise Violation(f"burst min: {a.name} is cut after {ran:.2f} s")
             if max((x.lag_s(now) for x in self.live() if x is not a), default=0.0) <= self.set.lag_hard_s - EPS:
                 raise Violation(f"cut: {a.name} is cut and nobody is late")
+        if reason.startswith("a piece") and not self.owed(a):
+            raise Violation(f"piece by piece: {a.name} has to leave and nobody waits")
         by = self.w.memory.burst
         leaves_for_it = by and by.began_s == now and by.start != "by hand" and reason.startswith("makes room")
         if leaves_for_it and a.lane == "burst" and ran < self.least_s(a) - EPS:
@@ -179,6 +185,30 @@ class Checker:
             stayed = now - self.w.notes.moved_s.get(a.me, -inf)
             if stayed < max(self.set.keep_at_least_s, self.set.keep_reloads * a.loaded_in_s) - EPS:
                 raise Violation(f"keep: {a.name} has to leave after {stayed:.2f} s: {reason}")
+
+    def owed(self, a: Actor) -> bool:
+        """Somebody speaks or waits for captions, as far as the arbiter knows."""
+        told = [self.told(x) for x in self.live() if x is not a and not self.off(x)]
+        late_s = max((s.lag_s for s in told), default=0.0)
+        quiet_s = min((s.silence_s for s in told if s.incarnation.worker == "transcriber"), default=inf)
+        return late_s > self.set.lag_soft_s or quiet_s < self.set.silence_s
+
+    def piece_by_piece(self, plan: Plan) -> None:
+        """After a piece of its work, or several where it cannot keep up, a burst goes on only where nobody waits."""
+        burst, now = plan.memory.burst, self.w.now
+        a = next((x for x in self.jobs() if burst and x.me == burst.who), None)
+        if a is None or burst is None:
+            return
+        was, self.pieces[a.name] = self.pieces.get(a.name, a.pieces), a.pieces
+        wanted = [x for x in [*self.live(), *self.jobs()] if not self.off(x)]
+        rides = sum(x.want.bytes for x in wanted) <= self.room()
+        if self.turn != (burst.who, burst.began_s):
+            self.turn, self.began_at, was = (burst.who, burst.began_s), a.pieces, a.pieces
+        if a.pieces == was or not a.resident or rides or self.w.notes.pins or not self.all_fit():
+            return
+        at_most = 1 + int((now - a.want.since_s) / max(self.set.overdue_s, 1.0))
+        if self.owed(a) and a.pieces - self.began_at >= at_most:
+            raise Violation(f"piece by piece: {a.name} goes on though captions wait")
 
     def swap(self, plan: Plan) -> None:
         """Begins and ends of swaps, by the policy's own word of who runs."""
@@ -202,8 +232,14 @@ class Checker:
             self.starts[burst.start] = self.starts.get(burst.start, 0) + 1
             if burst.start == "by hand":
                 self.by_hand_s = now
-            if burst.cost_s:
+            if burst.cost_s or (who and self.keeps_away(who)):
                 self.began, self.in_s = (now, burst.start), None
+
+    def keeps_away(self, a: Actor) -> bool:
+        """One by hand may begin before everybody is back: who is away still comes back after it."""
+        away = [x for x in self.live() if x is not a and not x.resident and not self.off(x)]
+        rides = sum(x.want.bytes for x in self.live() if x is not a) + a.want.bytes <= self.room()
+        return bool(away) and not rides and self.all_fit() and not self.w.notes.pins
 
     def settled(self) -> bool:
         """Everybody who left and still can is back; who cannot is not waited for."""
@@ -216,6 +252,7 @@ class Checker:
         if start == "by hand":
             return
         quiet = min((self.told(x).silence_s for x in others if x.name == "transcriber"), default=inf) >= s.silence_s
+        between = waited >= s.patience_s - self.slack_s and not any(self.told(x).owes for x in others)
         kept = others if self.all_fit() else []
         late = max((self.told(x).lag_s for x in kept), default=0.0) > s.lag_soft_s + EPS
         missing = [x.name for x in kept if not x.resident]
@@ -227,8 +264,8 @@ class Checker:
             return
         if late:
             raise Violation(f"lag soft: {a.name} begins though captions are late")
-        if not quiet and waited < s.patience_s - self.slack_s:
-            raise Violation(f"silence: {a.name} begins while somebody speaks, after {waited:.2f} s")
+        if not (quiet or between):
+            raise Violation(f"silence: {a.name} begins while somebody speaks or waits, after {waited:.2f} s")
         if now < self.rest_until - EPS and not self.rough:
             raise Violation(f"rest: {a.name} begins {self.rest_until - now:.2f} s too early")
         if missing:
@@ -374,6 +411,7 @@ class Checker:
         """Nothing is in its way: then the only burst that waits begins."""
         s, w = self.set, self.w
         jobs, live = self.jobs(), self.live()
+        quiet = min((a.silence_s(now) for a in live), default=inf) >= s.silence_s
         calm = (
             len(jobs) == 1
             and not self.jobs("batch")
@@ -388,10 +426,7 @@ class Checker:
             and all(a.resident for a in live)
             and now >= max(self.rest_until, w.memory.rest_until_s)
             and max((a.lag_s(now) for a in live), default=0.0) <= s.lag_soft_s
-            and (
-                min((a.silence_s(now) for a in live), default=inf) >= s.silence_s
-                or now - self.since(jobs[0]) >= s.patience_s
-            )
+            and (quiet or (now - self.since(jobs[0]) >= s.patience_s and not any(a.owes(now) for a in live)))
         )
         if not calm:
             self.calm_since = None

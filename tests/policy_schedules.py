@@ -29,6 +29,7 @@ class Speech:
     rng: random.Random
     spurt_s: float
     pause_s: float
+    decode_s: float  # from the end of a spurt to its caption
     silent_since: float | None = 0.0
 
     def silence_s(self, now: float) -> float:
@@ -50,6 +51,10 @@ class Live(Actor):
 
     def silence_s(self, now: float) -> float:
         return self.speech.silence_s(now) if self.speech else super().silence_s(now)
+
+    def owes(self, now: float) -> bool:
+        speech = self.speech
+        return speech is not None and speech.silent_since is not None and now < speech.silent_since + speech.decode_s
 
     def shift(self, world: World, more_s: float = 0.0) -> None:
         """From here on it goes the other way; it says so when a threshold is crossed."""
@@ -86,6 +91,7 @@ class Job(Actor):
     left_s: float = 0.0
     gap_s: float = 30.0
     work_s: float = 5.0
+    piece_s: float = 0.0  # of its work, of which each is worth something by itself; 0: only the whole is
     rng: random.Random
     began_s: float = 0.0
     turn: int = 0
@@ -102,6 +108,14 @@ class Job(Actor):
     def came(self, world: World) -> None:
         self.began_s, self.turn = world.now, self.turn + 1
         world.at(world.now + self.left_s, lambda n=self.turn: self._done(world, n))  # type: ignore[misc]
+        if self.piece_s:
+            world.at(world.now + self.piece_s, lambda n=self.turn: self._piece(world, n))  # type: ignore[misc]
+
+    def _piece(self, world: World, n: int) -> None:
+        if self.alive and n == self.turn and self.resident:
+            self.pieces += 1
+            world.at(world.now + self.piece_s, lambda: self._piece(world, n))
+            world.heard(self)
 
     def left(self, world: World) -> None:
         self.left_s, self.turn = max(0.5, self.left_s - (world.now - self.began_s)), self.turn + 1
@@ -134,7 +148,9 @@ class Schedule(World):
     def __init__(self, seed: int, decide: Any = policy.decide) -> None:
         self.rng = rng = random.Random(seed)
         self.seed = seed
-        self.own = random.Random(f"burst_min_s of {seed}")  # drawn apart: a seed's schedule stays what it was
+        # Drawn apart: a seed's schedule stays what it was.
+        self.own = random.Random(f"burst_min_s of {seed}")
+        self.other = random.Random(f"pieces and captions of {seed}")
         kind = rng.random()
         self.faults = Faults(
             deaths=0.6 <= kind < 0.75 or kind > 0.95,
@@ -188,7 +204,8 @@ class Schedule(World):
             self.all.append(live)
             if name == "transcriber":
                 spurt = rng.choice((0.5, 2.0, 8.0, 60.0))
-                live.speech = Speech(rng, spurt, rng.choice((0.1, 0.5, 1.5, 5.0)))
+                pause = rng.choice((0.1, 0.5, 1.5, 5.0))
+                live.speech = Speech(rng, spurt, pause, self.other.choice((0.0, 0.3, 2.0)) * pause)
                 self.speak(live)
         for i in range(rng.choice((1, 1, 1, 2, 2, 3))):
             size = rng.uniform(0.1, 1.05) * room
@@ -200,6 +217,7 @@ class Schedule(World):
         job = Job(name, int(size * GIB), lane, **self.speeds(size, gb_s))
         job.rng = self.rng
         job.burst_min_s = self.own.choice((0.0, 0.0, self.own.uniform(0.2, 1.5) * self.set.max_hold_s))
+        job.piece_s = self.other.choice((0.0, self.other.uniform(0.1, 0.6) * self.set.max_hold_s))
         job.work_s, job.gap_s = self.rng.choice((1.0, 5.0, 100.0)), self.rng.choice((0.1, 10.0, 30.0))
         self.all.append(job)
 
@@ -229,6 +247,8 @@ class Schedule(World):
         if speech.silent_since is None:
             speech.silent_since = self.now
             lasts = self.rng.expovariate(1 / speech.pause_s)
+            self.at(self.now + SOON, lambda: self.tell(live))
+            self.at(self.now + speech.decode_s + SOON, lambda: self.tell(live))
             if lasts > self.set.silence_s:  # as long as it has to be: said then
                 self.at(self.now + self.set.silence_s + SOON, lambda: self.tell(live))
         else:

@@ -401,6 +401,8 @@ def test_short_turns_get_on(tmp_path: Path, expected: list[str], window_pieces: 
     assert late.runner.texts() == expected and not late.runner.gaps()
     assert len(worker.sizes) <= 2 * len(expected)
     assert max(worker.sizes) == 6, "it was tried"
+    worker.look(late.runner, 0.0)
+    assert not worker._catch_up._alone, "what is known of streams that are over is forgotten"
 
 
 @pytest.mark.joined

@@ -105,6 +105,19 @@ def test_a_pause_is_told_when_it_is_long_enough_and_when_it_is_over(room: Room) 
     assert said == [0] * 7 + [1] * 3 + [2, 2], "the next Status may be a second away"
 
 
+def test_what_is_owed_is_told_at_once(room: Room) -> None:
+    """A burst that has waited for long begins in mid-speech, but not while a caption is due."""
+    room.sounds(1.0, voice=True)
+    room.turn()
+    assert not room.ear.owes() and room.told == 0, "it is under way"
+    room.sounds(0.6, voice=False)
+    room.turn()
+    assert room.ear.owes() and room.told == 1
+    room.decoded()
+    room.turn()
+    assert not room.ear.owes() and room.told == 2
+
+
 def test_silence_in_the_journal_is_no_end_of_the_pause(room: Room) -> None:
     room.sounds(5.5, voice=False)
     step = room.session.scan()

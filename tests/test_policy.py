@@ -146,8 +146,19 @@ def test_captions_that_are_late_put_it_off() -> None:
 def test_it_waits_for_a_pause_but_not_for_ever() -> None:
     speech = on("transcriber", 6, silence_s=0.2)
     p = plan(speech, burst(since_s=NOW - 5.0))
-    assert not p.revoke and "somebody speaks" in why(p, "summarizer") and p.wake_at_s == NOW + 40.0
+    assert not p.revoke and p.wake_at_s == NOW + 40.0
+    assert why(p, "summarizer") == "somebody speaks; it waits 40 s more for a pause; overdue in 115 s"
     assert plan(speech, burst(since_s=NOW - 45.0)).revoke
+
+
+def test_after_its_patience_it_begins_in_mid_speech_but_not_while_a_caption_is_due() -> None:
+    """An utterance that is over and not captioned would wait for all of the burst, and has waited already."""
+    due = on("transcriber", 6, silence_s=0.0, owes=True)
+    p = plan(due, burst(since_s=NOW - 79.0))
+    assert not p.revoke and why(p, "summarizer") == "a caption is due first; overdue in 41 s"
+    assert p.wake_at_s == NOW + 41.0
+    assert plan(msgspec.structs.replace(due, owes=False), burst(since_s=NOW - 79.0)).revoke
+    assert plan(due, burst(since_s=NOW - 120.0)).revoke
 
 
 def test_overdue_wins_over_lag() -> None:
@@ -174,6 +185,42 @@ def test_switching_takes_a_tenth_of_the_time_at_most() -> None:
     done = msgspec.structs.replace(SUMMARIZER, want_bytes=0)
     p = plan(*EVICTED, done, memory=RUNNING)
     assert p.memory.burst is None and p.memory.rest_until_s == NOW + 9 * 2.0
+
+
+# piece by piece
+
+DONE_ONE = msgspec.structs.replace(SUMMARIZER, pieces=8, since_s=NOW - 40.0)
+SUMMARIZER_HAD = msgspec.structs.replace(RUNNING.burst, pieces=7, seen=7, start="silence")
+HAD_SEVEN = msgspec.structs.replace(RUNNING, burst=SUMMARIZER_HAD)
+SPEAKS = (off("transcriber", 6, silence_s=0.0), *EVICTED[1:])
+
+
+def test_after_a_piece_of_its_work_a_burst_goes_on_only_where_it_might_begin() -> None:
+    p = plan(*SPEAKS, DONE_ONE, memory=HAD_SEVEN)
+    assert leaves(p) == {"summarizer"} and not p.memory.cuts
+    assert why(p, "summarizer") == "a piece of its work is done, and captions wait"
+    late = (off("transcriber", 6, silence_s=2.0), off("translator", 5, lag_s=4.0))
+    assert leaves(plan(*late, DONE_ONE, memory=HAD_SEVEN)) == {"summarizer"}
+    silent = (off("transcriber", 6, silence_s=2.0), *EVICTED[1:])
+    p = plan(*silent, DONE_ONE, memory=HAD_SEVEN)
+    assert not p.revoke and p.memory.burst and p.memory.burst.seen == 8
+    assert not plan(*SPEAKS, DONE_ONE, memory=p.memory).revoke, "not in the midst of the next one"
+
+
+def test_a_burst_that_cannot_keep_up_does_more_pieces_at_once() -> None:
+    """One more for each OVERDUE that it has wanted the GPU all along: else its work would pile up."""
+    old = msgspec.structs.replace(DONE_ONE, since_s=NOW - 2 * SET.overdue_s)
+    for pieces, leaving in ((8, False), (9, False), (10, True)):
+        one = msgspec.structs.replace(old, pieces=pieces)
+        assert bool(plan(*SPEAKS, one, memory=HAD_SEVEN).revoke) is leaving, pieces
+
+
+def test_pieces_are_those_of_bursts_and_bring_nothing_where_nobody_waits() -> None:
+    turn = off("translator", 14, state=GRANTED, bytes=14 * G, ready=True, granted_at_s=NOW - 10.0, pieces=8)
+    runs = msgspec.structs.replace(HAD_SEVEN, burst=msgspec.structs.replace(HAD_SEVEN.burst, who=who("translator")))
+    assert not plan(SPEAKS[0], turn, memory=runs).revoke, "a live worker in its turn"
+    rides = msgspec.structs.replace(DONE_ONE, want_bytes=2 * G, bytes=2 * G)
+    assert not plan(*SPEAKS, rides, memory=HAD_SEVEN).revoke
 
 
 # running, cut, over
@@ -450,6 +497,25 @@ def test_what_a_swap_took_counts_though_one_by_hand_cuts_its_way_back_short() ->
     p = plan(on("transcriber", 6, silence_s=2.0), *EVICTED[1:], burst(), memory=back)
     assert p.memory.burst and p.memory.burst.start == "by hand"
     assert p.memory.rest_until_s == NOW + SET.rest_swaps * 3.0
+
+
+def test_a_swap_by_hand_that_comes_before_all_are_back_adds_its_own_rest() -> None:
+    """Whoever is still away comes back after it: that is switching too."""
+    back = Memory(returning=True, ended_s=NOW - 0.5, forced="summarizer")
+    p = plan(*EVICTED, burst(), memory=back)
+    assert p.memory.burst and p.memory.burst.cost_s == 4.0
+    done = msgspec.structs.replace(SUMMARIZER, want_bytes=0, granted_at_s=NOW + 1.0)
+    p = plan(*EVICTED, done, memory=p.memory, now=NOW + 5.0)
+    assert p.memory.returning and p.memory.rest_until_s == NOW + 5.0 + SET.rest_swaps * 4.0
+
+
+def test_free_riders_that_come_and_go_do_not_hold_an_overdue_burst_up() -> None:
+    young = on("minutes", 1, lane="burst", granted_at_s=NOW - 1.0)
+    next_one = off("notes", 1, lane="burst")
+    stack = (*STACK[:2], on("diarizer", 2))
+    assert granted(plan(*stack, young, next_one, burst(since_s=NOW - 119.0))) == "notes"
+    p = plan(*stack, young, next_one, burst(since_s=NOW - 120.0))
+    assert not p.grant and not p.revoke and why(p, "notes") == "an overdue burst is first"
 
 
 def test_a_free_rider_that_never_gets_on_holds_no_other_up_for_longer_than_a_burst_may_last() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from arbiter import effects as e
 from arbiter import show
+from arbiter import world as sim
 from arbiter.ledger import Ledger, Limits
 from arbiter.policy import decide
 from arbiter.view import Memory
@@ -174,3 +175,36 @@ def test_with_room_for_all_nobody_ever_moves() -> None:
     assert [a.grants for a in world.actors if a.lane == "live"] == [1, 1, 1]
     assert world.memory.swaps == 0 and world.over == 0
     assert world.actors[-1].grants >= 2 and world.actors[-1].longest_wait_s < 3.0
+
+
+class Guest(sim.Actor):
+    """Rides free for a moment, again and again: it comes back before the next one has got on."""
+
+    def __init__(self, name: str, stays_s: float, gone_s: float) -> None:
+        super().__init__(name, GIB, "burst", reload_s=0.1, offload_s=0.0, step_s=0.05)
+        self.stays_s, self.gone_s = stays_s, gone_s
+
+    def came(self, world: sim.World) -> None:
+        world.at(world.now + self.stays_s, lambda: self.wish(world, False))
+
+    def left(self, world: sim.World) -> None:
+        world.at(world.now + self.gone_s, lambda: self.wish(world))
+
+
+@pytest.mark.joined
+def test_free_riders_that_come_one_after_the_other_do_not_keep_an_overdue_burst_waiting() -> None:
+    """Each new one has its first seconds; where there is always a new one, the burst would never begin."""
+    world = sim.World(SET, Limits(margin_bytes=0), 16 * GIB)
+    live = sim.Actor("transcriber", 12 * GIB, "live", reload_s=1.0, offload_s=0.1, step_s=0.1)
+    burst = sim.Actor("summarizer", 14 * GIB, "burst", reload_s=1.0, offload_s=0.1, step_s=0.1)
+    guests = [Guest(f"guest{k}", stays_s=3.0, gone_s=0.2) for k in range(3)]
+    for actor in (live, burst, *guests):
+        world.join(actor)
+    live.wish(world)
+    world.run(5.0)
+    for k, guest in enumerate(guests):
+        world.at(5.0 + k, lambda guest=guest: guest.wish(world))
+    live.silence_s = lambda now: 0.0  # type: ignore[method-assign]
+    world.at(10.0, lambda: burst.wish(world))
+    world.run(10.0 + SET.overdue_s + SET.burst_min_s + 3.0)
+    assert burst.resident and world.memory.burst and world.memory.burst.start in ("patience", "overdue")

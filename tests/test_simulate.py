@@ -47,7 +47,17 @@ def test_without_a_pause_bursts_begin_by_patience(tmp_path: Path) -> None:
     talk.write_text("# one goes on and on\n0 3600\n")
     r = day(tmp_path, "--speech", str(talk))
     assert set(r.starts) <= {"patience", "overdue", "found"} and r.starts["patience"] > 0
-    assert r.summary_delay.p50_s >= Settings().gpu.patience_s
+    assert r.summary_delay.max_s >= Settings().gpu.patience_s
+
+
+def test_it_is_not_silent_before_the_utterance_is_over_and_captioned(tmp_path: Path) -> None:
+    """As the transcriber has it."""
+    talk = tmp_path / "talk.txt"
+    talk.write_text("".join(f"{k} {k + 0.6}\n" for k in range(3600)))  # pauses of 0.4 s end no utterance
+    assert set(day(tmp_path, "--speech", str(talk)).starts) == {"patience"}
+    talk.write_text("".join(f"{k} {k + 1.2}\n" for k in range(0, 3600, 3)))
+    assert "silence" in day(tmp_path, "--speech", str(talk)).starts
+    assert set(day(tmp_path, "--speech", str(talk), "--decode-s", "2").starts) == {"patience"}
 
 
 def test_a_model_that_is_too_big_is_refused_and_said(tmp_path: Path) -> None:

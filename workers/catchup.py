@@ -7,7 +7,7 @@ so is what took so long that the GPU had to be given back before any of it was d
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from typing import TYPE_CHECKING
 
 from common import messages as m
@@ -46,6 +46,10 @@ class CatchUp:
         if most > 1 and session.position < max(alone, runner.poison.ended_badly(self._what(session))):
             return 1
         return most
+
+    def only(self, streams: Collection[str]) -> None:
+        """Others are over: forget what is known of them."""
+        self._alone = {name: upto for name, upto in self._alone.items() if name in streams}
 
     @staticmethod
     def _what(session: Session) -> str:

@@ -100,6 +100,7 @@ class Control:
             waiting=self._should_move(),
             lag_s=r.worker.late(),
             silence_s=r.worker.silence_s(),
+            owes=r.worker.owes(),
             positions=r.worker.positions(),
             **figures,
         )

@@ -58,7 +58,7 @@ class Hearing(Worker):
         self._connected: set[str] = set()
         self._batch_at = 0.0
         self._held_up = False  # an utterance waits for the model
-        self._quiet = False  # it is silent for long enough, as it was last told
+        self._told = (False, False)  # is it silent for long enough, is a caption owed: as the arbiter was last told
 
     @abstractmethod
     def open(self, folder: Path, meta: backlog.Meta, at: m.At) -> Session: ...
@@ -130,11 +130,14 @@ class Hearing(Worker):
             return 0.0
         return session.silence_s if unheard_s <= most_s else 0.0
 
-    def _tell_silence(self, runner: Runner) -> None:
-        """At once when a pause is long enough for a burst, and when it is over: the next Status may be late by 1 s."""
-        quiet = self.silence_s() >= self.settings.gpu.silence_s
-        if quiet != self._quiet:
-            self._quiet = quiet
+    def owes(self) -> bool:
+        return any(s.owes for s in list(self.sessions.values()) if s.meta.lane == "live")
+
+    def _tell(self, runner: Runner) -> None:
+        """At once when a burst may begin that could not, or the other way round: the next Status may be late by 1 s."""
+        now = (self.silence_s() >= self.settings.gpu.silence_s, self.owes())
+        if now != self._told:
+            self._told = now
             runner.control.changed()
 
     def positions(self) -> dict[str, int]:
@@ -165,6 +168,7 @@ class Hearing(Worker):
             if not session.folder.exists() or meta.started_ns != session.meta.started_ns:  # purged (and here again)
                 del self.sessions[name]
             session.meta = meta
+        self._catch_up.only(self.sessions.keys() | self._unreadable.keys())
         self._retries.look()
 
     def _open(self, runner: Runner, folder: Path, meta: backlog.Meta) -> None:
@@ -226,7 +230,7 @@ class Hearing(Worker):
                 self._rest(session, e)
                 continue
             self._unreadable.pop(session.meta.stream, None)
-            self._tell_silence(runner)
+            self._tell(runner)
             if found is None:
                 if self._close_if_done(runner, session):
                     return True

@@ -51,6 +51,11 @@ class Session(ABC):
     def silence_s(self) -> float:
         """For how long nobody had spoken at `listened`; 0 while an utterance is under way or waits for the model."""
 
+    @property
+    def owes(self) -> bool:
+        """An utterance that is over waits for the model, or is with it."""
+        return False
+
     @abstractmethod
     def scan(self) -> Step | Work | None:
         """Look at more audio, bounded. None: nothing to do before more audio comes."""

@@ -77,6 +77,10 @@ class Worker(ABC):
         """How late it is on the worst live stream, in seconds."""
         return max(self.lags().values(), default=0.0)
 
+    def owes(self) -> bool:
+        """Something that was said has no caption yet, though whoever said it is silent."""
+        return False
+
     def silence_s(self) -> float:
         """For how long nobody has spoken on any live stream."""
         return 0.0

@@ -84,9 +84,13 @@ class Utterances(Session):
     @property
     def silence_s(self) -> float:
         # An utterance that is not over is no silence yet, however long its pause: it would be decoded whole afterwards.
-        if self._segmenter.speaking or any(f.end > f.start for f in self._found):  # another thread asks
+        if self._segmenter.speaking or self.owes:
             return 0.0
         return max(0.0, backlog.seconds(self.listened - self._voice_end))
+
+    @property
+    def owes(self) -> bool:
+        return any(f.end > f.start for f in self._found)  # another thread asks
 
     def scan(self) -> Step | Work | None:
         if not self._found and (hole := self._find(SCAN_SAMPLES)):
