@@ -12,7 +12,7 @@ import contextlib
 import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,20 @@ def whisper_without_compiler() -> Any:
             del sys.modules["numba"]
     whisper.timing.dtw_cpu = dtw
     return whisper
+
+
+@contextlib.contextmanager
+def unfilled(torch: Any) -> Iterator[None]:
+    """Modules made in here get no random weights: drawing them takes longer than reading the right ones from a file."""
+    kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd, torch.nn.Embedding)
+    own = [kind.reset_parameters for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.reset_parameters = lambda self: None
+        yield
+    finally:
+        for kind, reset in zip(kinds, own, strict=True):
+            kind.reset_parameters = reset
 
 
 def torchaudio_beside_cpu_torch() -> None:

@@ -18,7 +18,7 @@ from common import backlog, card, models
 from common import messages as m
 from common.process import Process, arguments, main
 from common.settings import TranscriberSettings, UserError
-from workers._torch import set_up, whisper_without_compiler
+from workers._torch import set_up, unfilled, whisper_without_compiler
 from workers.base import Runner
 from workers.catchup import how_many
 from workers.decoding import Decoded, Decoder, Pieces, Sound
@@ -65,8 +65,11 @@ class Transcriber(Hearing):
         from safetensors.torch import load_file
 
         dims = whisper.ModelDimensions(**models.stored(folder).dims)
-        model = whisper.model.Whisper(dims)
-        model.load_state_dict(load_file(str(folder / "model.safetensors")), strict=False)
+        with unfilled(torch):
+            model = whisper.model.Whisper(dims)
+        lacks = model.load_state_dict(load_file(str(folder / "model.safetensors")), strict=False).missing_keys
+        if lacks:
+            raise UserError(f"model {self.s.model} lacks {lacks[0]}: swapscribe models fetch {self.s.model}")
         model.set_alignment_heads(whisper._ALIGNMENT_HEADS[self.s.model])
         model.eval()
         self.half = card.kind(process.settings) == "cuda"
