@@ -8,15 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import backlog
+from common import backlog, console
 from common import messages as m
 from common.delay_text import lines
 from common.messages import SAMPLE_RATE as S
+from common.settings import Settings
 from workers.delays import Delays, Timed, ago_s
+from workers.health import Health
 from workers.interim import UnderWay
 from workers.session import Work
 from workers.steps import Step
@@ -161,3 +164,30 @@ def test_one_line_a_lane_and_stages_of_other_workers_by_their_names() -> None:
     assert list(lines(m.WorkerStatus(**of))) == []  # type: ignore[arg-type]
     (other,) = lines(m.WorkerStatus(delays=(delay("ponder", 1, 2),), **of))  # type: ignore[arg-type]
     assert "ponder 1.00/2.00" in other
+
+
+def test_terminal_page_and_metrics_say_the_same() -> None:
+    told = m.WorkerStatus(
+        worker="transcriber",
+        pid=7,
+        phase="idle",
+        delays=(delay("total", 2, 3), delay("end", 0.5, 1)),
+        delays_over_s=300,
+    )
+    beat = m.Beat(
+        protocol=1, journal="j", head=1, at_ns=1, streams={}, workers={"transcriber": told}, captures={}, trouble=""
+    )
+    (line,) = (f"delay of the {line}" for line in lines(told))
+    assert line in console.status(Settings(), {"transcriber": 7, "feed": 8}, {}, beat)
+    health, alive = Health(Settings(), 0.0), {"feed": True, "transcriber": True}
+    health.take(beat, 0.0)
+    assert [f"delay of the {d}" for d in health.status(alive, 0.0)["delays"]] == [line]
+    (family,) = (f for f in health.metrics(alive) if f.name == "swapscribe_delay_seconds")
+    got = {tuple(s.labels[k] for k in ("worker", "lane", "stage", "quantile")): s.value for s in family.samples}
+    assert got["transcriber", "live", "total", "0.95"] == 3 and got["transcriber", "live", "end", "0.5"] == 0.5
+    assert len(got) == 4
+
+
+def test_a_feed_or_worker_of_before_is_understood() -> None:
+    old = msgspec.msgpack.encode({"type": "worker_status", "worker": "transcriber", "pid": 1, "phase": "idle"})
+    assert msgspec.msgpack.decode(old, type=m.WorkerStatus).delays == ()
