@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -155,21 +155,33 @@ class Run(NamedTuple):
     broken_promises: int  # stable words that changed
 
 
+def logged(settings: Settings, event: str) -> list[dict[str, Any]]:
+    """The transcriber's lines of this event."""
+    if not (settings.data / "logs" / "transcriber.log").exists():
+        return []
+    return [r for r in log_rows(settings.data, "transcriber") if r["event"] == event]
+
+
 def play(settings: Settings, folder: Path, audio: Samples) -> Run:
     write_wav(folder / "talk.wav", audio)
     processes = Processes(folder, settings)
     try:
-        # Calibrates, so that it is no part of what is measured.
         write_wav(folder / "calm.wav", quiet(0.5))
-        first = System(processes, settings, file_source(folder / "calm.wav", "max", "calm"), summaries=True)
+        calm = file_source(folder / "calm.wav", "max", "calm")
+        # Calibrates, so that it is no part of what is measured.
+        first = System(processes, settings, calm, summaries=True)
         first.start()
-        first.up("transcriber", 60.0)
-        wait_for(lambda: any(r["event"] == "calibrated" for r in log_rows(settings.data, "transcriber")), 120.0)
+        wait_for(lambda: first.pid("transcriber") and logged(settings, "calibrated"), 120.0, "the calibration")
         first.stop()
-        system = System(processes, settings, file_source(folder / "talk.wav", "realtime"), summaries=True)
+        known = len(logged(settings, "granted"))
+        system = System(processes, settings, calm, summaries=True)
         subscriber, watched = Subscriber(system.settings), Watched(system)
         subscriber.start()
         system.start()
+        wait_for(lambda: len(logged(settings, "granted")) > known, 120.0, "the model: nobody speaks before")
+        added = system("capture", "--source", f"{folder / 'talk.wav'} name=talk pace=realtime")
+        if added.returncode:
+            raise SystemExit(added.stdout + added.stderr)
         while not subscriber.ended.wait(1.0):
             watched.look()
             if not system.launcher.alive:
@@ -180,7 +192,7 @@ def play(settings: Settings, folder: Path, audio: Samples) -> Run:
         stream = next(r.segment for r in subscriber.rows).rpartition(":")[0]
         began = backlog.anchors(system.settings.streams / stream)[0]
         system.stop()
-        loaded = [r for r in log_rows(system.settings.data, "transcriber") if r["event"] == "model loaded"]
+        loaded = logged(settings, "model loaded")
     finally:
         processes.close()
     zero = began.wall_ns / 1e9 - began.sample / RATE
