@@ -117,12 +117,17 @@ class Subscriber(threading.Thread):
 
 
 class Watched:
-    """CPU seconds of every process of the system, and the most memory of the transcriber, looked at each second."""
+    """CPU seconds of every process of the system, and the most memory of the transcriber, looked at each second; by the
+    kernel's own count also the most between two looks."""
 
     def __init__(self, system: System) -> None:
         self._system = system
-        self.rss_mib = self.pss_mib = 0.0
+        self.rss_mib = self.pss_mib = self.peak_mib = 0.0
         self._cpu: dict[tuple[str, int], float] = {}
+
+    def begin(self) -> None:
+        """What loading took is no part of it."""
+        Path(f"/proc/{self._system.pid('transcriber')}/clear_refs").write_text("5")
 
     def look(self) -> None:
         for name in ("launcher", "feed", "arbiter", "viewer", "transcriber", "capture@talk"):
@@ -136,11 +141,17 @@ class Watched:
                     memory = process.memory_full_info()
                     self.rss_mib = max(self.rss_mib, memory.rss / 2**20)
                     self.pss_mib = max(self.pss_mib, memory.pss / 2**20)
-            except psutil.Error:
+                    self.peak_mib = peak_mib(pid)
+            except (psutil.Error, OSError, StopIteration):  # it has just ended
                 continue
 
     def cpu_s(self, name: str = "") -> float:
         return sum(s for (who, _), s in self._cpu.items() if name in ("", who))
+
+
+def peak_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 class Run(NamedTuple):
@@ -150,6 +161,7 @@ class Run(NamedTuple):
     costs: Costs  # of the transcriber
     all_cpu_s: float  # of everything that runs
     pss_mib: float  # of the transcriber, its share of pages that others have too
+    peak_mib: float  # of the transcriber, at any moment
     card_mib: float  # of its memory: what would be on a card, were it not simulated
     stable: list[tuple[str, str]]  # of each segment: the stable words before its final, the final
     broken_promises: int  # stable words that changed
@@ -179,6 +191,7 @@ def play(settings: Settings, folder: Path, audio: Samples) -> Run:
         subscriber.start()
         system.start()
         wait_for(lambda: len(logged(settings, "granted")) > known, 120.0, "the model: nobody speaks before")
+        watched.begin()
         added = system("capture", "--source", f"{folder / 'talk.wav'} name=talk pace=realtime")
         if added.returncode:
             raise SystemExit(added.stdout + added.stderr)
@@ -201,7 +214,9 @@ def play(settings: Settings, folder: Path, audio: Samples) -> Run:
     stable = [(text, finals.get(segment, "")) for segment, text in subscriber.stable.items()]
     costs = Costs(watched.cpu_s("transcriber"), watched.rss_mib)
     card_mib = loaded[-1]["weights_mib"] if loaded[-1]["device"] == "simulated" else 0.0
-    return Run(rows, costs, watched.cpu_s(), watched.pss_mib, card_mib, stable, subscriber.broken_promises)
+    return Run(
+        rows, costs, watched.cpu_s(), watched.pss_mib, watched.peak_mib, card_mib, stable, subscriber.broken_promises
+    )
 
 
 def offline(settings: Settings, spoken: Speech) -> float:
@@ -240,6 +255,7 @@ def tables(args: argparse.Namespace, spoken: Speech) -> dict[str, Table]:
             ours = table("swapscribe", run.rows, run.costs)
             ours.plain("of that: weights on the simulated card", run.card_mib, "MiB")
             ours.plain("most memory of its own (PSS)", run.pss_mib, "MiB")
+            ours.plain("most resident memory at any moment", run.peak_mib, "MiB")
             ours.plain("everything that runs, cpu a second of audio", run.all_cpu_s / audio_s, "cpu-s")
             ours.stable(run.stable, run.broken_promises)
     for peer in args.peer:
