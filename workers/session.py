@@ -22,10 +22,10 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     stream: str
     span: m.Span
     speech: m.Span
+    certain: int = 0  # the audio before this sample makes the cut certain; 0: not known
     voiced: m.Span
     pcm: bytes  # s16le of `speech`
     state: bytes  # scan state after `span`
-    certain: int = 0  # the audio before this sample makes the cut certain; 0: not known
 
 
 class Session(ABC):

@@ -204,10 +204,10 @@ class Utterances(Session):
             stream=self.meta.stream,
             span=span,
             speech=(found.start, found.end),
+            certain=found.certain,
             voiced=found.voiced,
             pcm=bytes(self._pcm[(found.start - self.position) * 2 : (found.end - self.position) * 2]),
             state=found.state.tobytes(),
-            certain=found.certain,
         )
 
     def _hole(self, chunk: backlog.Chunk) -> Step:
