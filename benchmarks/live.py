@@ -2,9 +2,10 @@
 
 `python benchmarks/live.py [--model tiny.en] [--policy agreement|none] [--share 1] [--record FILE] [--json]` plays
 public speech, utterances with 1.5 s between them, at the pace of its time into a running system (the launcher and
-everything it starts) and prints figures with their bounds; takes as long as the speech, 7.5 minutes. `--share 4`:
-every fourth utterance. `--figures FILE` takes a record that was made of any other system in place of a run (format:
-live_figures.py; the speech to play to it: `--wav FILE`). Word times come from live_words.jsonl.
+everything it starts) and prints figures with their bounds; takes as long as the speech, 7.5 minutes, and the decoding
+of the utterances one by one before it. `--share 4`: every fourth utterance; `--seconds 60`: the first minute only.
+Another system is played the same speech (`--wav FILE`) and its record (format: live_figures.py) stands beside ours:
+`--peer NAME=FILE`, any number; `--no-run`: nothing of ours. Word times come from live_words.jsonl.
 """
 
 from __future__ import annotations
@@ -24,22 +25,21 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-from figures import Figure, show  # noqa: E402
-from live_figures import Figures, Row, Word, figures  # noqa: E402
+from live_figures import Costs, Row, Word, figures, read, written  # noqa: E402
+from live_table import Table, print_all  # noqa: E402
 
 from common import backlog  # noqa: E402
 from common import messages as m  # noqa: E402
 from common.feed_client import FeedClient  # noqa: E402
 from common.settings import Settings, load  # noqa: E402
 from tests import speech  # noqa: E402
-from tests.conftest import Processes  # noqa: E402
+from tests.conftest import Processes, wait_for  # noqa: E402
 from tests.quality import Direct  # noqa: E402
 from tests.speech import RATE, Samples, samples, word_errors, words, write_wav  # noqa: E402
+from tests.swaps import log_rows  # noqa: E402
 from tests.system import System, file_source, quiet  # noqa: E402
 
 PAUSE_S = 1.5
-BOUNDS = {"shown": (1.2, 2.5), "settled": (1.5, 3.0)}  # s: p50, p95
-TAKEN_BACK, WER_MORE, CPU, MEMORY_MIB = 0.1, 0.5, 0.8, 700
 
 
 class Speech(NamedTuple):
@@ -50,11 +50,13 @@ class Speech(NamedTuple):
     said: list[Word]
 
 
-def compose(share: int) -> Speech:
+def compose(share: int, seconds: float) -> Speech:
     parts, pieces, said, at = [], [quiet(1.0)], [], RATE
     rows = [json.loads(line) for line in Path(__file__).with_name("live_words.jsonl").read_text().splitlines()]
     for row in rows[::share]:
         first, end = row["span"]
+        if at + end - first > seconds * RATE:
+            break
         audio = clip(row["clip"])[first:end]
         parts.append((row["text"], audio))
         said += [(word, (at + stop - first) / RATE) for word, _, stop in row["words"]]
@@ -84,17 +86,24 @@ class Subscriber(threading.Thread):
         self._client = FeedClient(settings, ("transcript", "suppressed", "gap", "stream_ended"), hypotheses=True)
         self.rows: list[Row] = []  # `t` is the wall clock
         self.stable: dict[str, str] = {}  # of each segment, the last before its final
-        self.unstable_changes = 0
+        self.broken_promises = 0  # stable words that changed
+        self.error: BaseException | None = None
         self.ended = threading.Event()
 
     def run(self) -> None:
+        try:
+            self._follow()
+        except BaseException as e:
+            self.error = e
+
+    def _follow(self) -> None:
         while not self.ended.is_set():
             for got in self._client.poll(0.5):
                 now = time.time()
                 if not getattr(got, "stream", "").startswith("talk-"):
                     continue
                 if isinstance(got, m.Hypothesis):
-                    self.unstable_changes += not got.stable.startswith(self.stable.get(got.segment, ""))
+                    self.broken_promises += not got.stable.startswith(self.stable.get(got.segment, ""))
                     self.stable[got.segment] = got.stable
                     self.rows.append(Row(now, got.segment, got.stable + got.unstable))
                 elif isinstance(got, m.Event):
@@ -107,12 +116,18 @@ class Subscriber(threading.Thread):
                             self.ended.set()
 
 
-class Costs:
-    """CPU seconds of every process of the system, and the most memory of the transcriber, sampled."""
+class Watched:
+    """CPU seconds of every process of the system, and the most memory of the transcriber, looked at each second; by the
+    kernel's own count also the most between two looks."""
 
     def __init__(self, system: System) -> None:
-        self._system, self.most_mib, self.without_card_mib = system, 0.0, 0.0
+        self._system = system
+        self.rss_mib = self.pss_mib = self.peak_mib = 0.0
         self._cpu: dict[tuple[str, int], float] = {}
+
+    def begin(self) -> None:
+        """What loading took is no part of it."""
+        Path(f"/proc/{self._system.pid('transcriber')}/clear_refs").write_text("5")
 
     def look(self) -> None:
         for name in ("launcher", "feed", "arbiter", "viewer", "transcriber", "capture@talk"):
@@ -123,55 +138,85 @@ class Costs:
                 process = psutil.Process(pid)
                 self._cpu[name, pid] = sum(process.cpu_times()[:2])
                 if name == "transcriber":
-                    self.most_mib = max(self.most_mib, process.memory_info().rss / 2**20)
-            except psutil.Error:
+                    memory = process.memory_full_info()
+                    self.rss_mib = max(self.rss_mib, memory.rss / 2**20)
+                    self.pss_mib = max(self.pss_mib, memory.pss / 2**20)
+                    self.peak_mib = peak_mib(pid)
+            except (psutil.Error, OSError, StopIteration):  # it has just ended
                 continue
 
     def cpu_s(self, name: str = "") -> float:
         return sum(s for (who, _), s in self._cpu.items() if name in ("", who))
 
 
+def peak_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
 class Run(NamedTuple):
     """What one run of a system gave."""
 
     rows: list[Row]
-    costs: dict[str, float]  # of the whole run, in cpu-seconds and MiB
+    costs: Costs  # of the transcriber
+    all_cpu_s: float  # of everything that runs
+    pss_mib: float  # of the transcriber, its share of pages that others have too
+    peak_mib: float  # of the transcriber, at any moment
+    card_mib: float  # of its memory: what would be on a card, were it not simulated
     stable: list[tuple[str, str]]  # of each segment: the stable words before its final, the final
     broken_promises: int  # stable words that changed
+
+
+def logged(settings: Settings, event: str) -> list[dict[str, Any]]:
+    """The transcriber's lines of this event."""
+    if not (settings.data / "logs" / "transcriber.log").exists():
+        return []
+    return [r for r in log_rows(settings.data, "transcriber") if r["event"] == event]
 
 
 def play(settings: Settings, folder: Path, audio: Samples) -> Run:
     write_wav(folder / "talk.wav", audio)
     processes = Processes(folder, settings)
     try:
-        # Calibrates, so that it is no part of what is measured.
         write_wav(folder / "calm.wav", quiet(0.5))
-        first = System(processes, settings, file_source(folder / "calm.wav", "max", "calm"), summaries=True)
+        calm = file_source(folder / "calm.wav", "max", "calm")
+        # Calibrates, so that it is no part of what is measured.
+        first = System(processes, settings, calm, summaries=True)
         first.start()
-        first.up("transcriber", 60.0)
-        while not (settings.data / "calibration.json").exists():
-            time.sleep(0.2)
+        wait_for(lambda: first.pid("transcriber") and logged(settings, "calibrated"), 120.0, "the calibration")
         first.stop()
-        system = System(processes, settings, file_source(folder / "talk.wav", "realtime"), summaries=True)
-        subscriber, costs = Subscriber(system.settings), Costs(system)
+        known = len(logged(settings, "granted"))
+        system = System(processes, settings, calm, summaries=True)
+        subscriber, watched = Subscriber(system.settings), Watched(system)
         subscriber.start()
         system.start()
+        wait_for(lambda: len(logged(settings, "granted")) > known, 120.0, "the model: nobody speaks before")
+        watched.begin()
+        added = system("capture", "--source", f"{folder / 'talk.wav'} name=talk pace=realtime")
+        if added.returncode:
+            raise SystemExit(added.stdout + added.stderr)
         while not subscriber.ended.wait(1.0):
-            costs.look()
+            watched.look()
             if not system.launcher.alive:
                 raise SystemExit(system.launcher.output())
-        costs.look()
+            if subscriber.error:
+                raise subscriber.error
+        watched.look()
         stream = next(r.segment for r in subscriber.rows).rpartition(":")[0]
         began = backlog.anchors(system.settings.streams / stream)[0]
         system.stop()
+        loaded = logged(settings, "model loaded")
     finally:
         processes.close()
     zero = began.wall_ns / 1e9 - began.sample / RATE
     rows = [r._replace(t=r.t - zero) for r in subscriber.rows]
     finals = {r.segment: r.text for r in rows if r.final}
     stable = [(text, finals.get(segment, "")) for segment, text in subscriber.stable.items()]
-    spent = {"transcriber": costs.cpu_s("transcriber"), "all": costs.cpu_s(), "mib": costs.most_mib}
-    return Run(rows, spent, stable, subscriber.unstable_changes)
+    costs = Costs(watched.cpu_s("transcriber"), watched.rss_mib)
+    card_mib = loaded[-1]["weights_mib"] if loaded[-1]["device"] == "simulated" else 0.0
+    return Run(
+        rows, costs, watched.cpu_s(), watched.pss_mib, watched.peak_mib, card_mib, stable, subscriber.broken_promises
+    )
 
 
 def offline(settings: Settings, spoken: Speech) -> float:
@@ -187,42 +232,36 @@ def error_rate(spoken: Speech, heard: str) -> float:
     return 100 * word_errors(text, heard) / len(words(text))
 
 
-class Table:
-    """Figures with bounds in their names, and which are broken."""
+def tables(args: argparse.Namespace, spoken: Speech) -> dict[str, Table]:
+    """Each system's figures."""
+    found, audio_s = dict[str, Table](), len(spoken.joined) / RATE
+    with tempfile.TemporaryDirectory(prefix="sw-") as name:
+        interim = str(args.policy != "none").lower()
+        chosen = (f"data_dir={name}/data", f"transcriber.model={args.model}", f"transcriber.interim={interim}")
+        settings = load(None, (*chosen, *args.set), {})
+        offline_wer = None if args.no_offline else offline(settings, spoken)
 
-    def __init__(self) -> None:
-        self.figures: list[Figure] = []
-        self.broken: list[str] = []
+        def table(who: str, rows: list[Row], costs: Costs) -> Table:
+            what = figures(rows, spoken.said)
+            found[who] = Table()
+            found[who].of(what, len(spoken.said), error_rate(spoken, what.text), offline_wer)
+            found[who].costs(costs, audio_s)
+            return found[who]
 
-    def bounded(self, name: str, value: float, unit: str, bound: float) -> None:
-        self.figures.append(Figure.against(f"{name} (bound ≤ {bound:g})", value, unit, bound))
-        if not value <= bound:
-            self.broken.append(self.figures[-1].name)
-
-    def plain(self, name: str, value: float, unit: str) -> None:
-        self.figures.append(Figure(name, value, unit))
-
-    def of(self, found: Figures, spoken: Speech, offline_wer: float | None) -> None:
-        for what, (middle, most) in BOUNDS.items():
-            share = found.shown if what == "shown" else found.settled
-            self.bounded(f"words {what}, p50 after their end", share(0.5), "s", middle)
-            self.bounded(f"words {what}, p95 after their end", share(0.95), "s", most)
-        self.bounded("words taken back per final word", found.taken_back_per_word, "words", TAKEN_BACK)
-        wer = error_rate(spoken, found.text)
-        if offline_wer is None:
-            self.plain("word errors", wer, "%")
-        else:
-            self.bounded(f"word errors, offline {offline_wer:.2f} %", wer, "%", offline_wer + WER_MORE)
-        self.plain("final words that were timed", len(found.timings), f"of {len(spoken.said)}")
-
-    def of_run(self, run: Run, audio_s: float) -> None:
-        self.bounded("transcriber, cpu a second of audio", run.costs["transcriber"] / audio_s, "cpu-s", CPU)
-        self.plain("everything that runs, cpu a second of audio", run.costs["all"] / audio_s, "cpu-s")
-        self.bounded("transcriber, most memory (RSS, simulated card's included)", run.costs["mib"], "MiB", MEMORY_MIB)
-        self.bounded("stable words that changed before their final", run.broken_promises, "", 0)
-        pairs = [(figures([Row(0, "", a), Row(1, "", b)], []), len(a.split())) for a, b in run.stable if b]
-        share = 100 * sum(f.taken_back for f, _ in pairs) / max(1, sum(n for _, n in pairs))
-        self.bounded("stable words that differ from their final", share, "%", 5.0)
+        if not args.no_run:
+            run = play(settings, Path(name), spoken.joined)
+            if args.record:
+                args.record.write_text(written(run.rows, run.costs))
+            ours = table("swapscribe", run.rows, run.costs)
+            ours.plain("of that: weights on the simulated card", run.card_mib, "MiB")
+            ours.plain("most memory of its own (PSS)", run.pss_mib, "MiB")
+            ours.plain("most resident memory at any moment", run.peak_mib, "MiB")
+            ours.plain("everything that runs, cpu a second of audio", run.all_cpu_s / audio_s, "cpu-s")
+            ours.stable(run.stable, run.broken_promises)
+    for peer in args.peer:
+        who, _, file = peer.partition("=")
+        table(who, *read(Path(file).read_text().splitlines()))
+    return found
 
 
 def main() -> int:
@@ -230,37 +269,29 @@ def main() -> int:
     parser.add_argument("--model", default=Settings().transcriber.model)
     parser.add_argument("--policy", choices=["agreement", "none"], default="agreement")
     parser.add_argument("--share", type=int, default=1, help="play every so manieth utterance")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="play only the first so many seconds")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the system")
     parser.add_argument("--record", type=Path, help="write what the subscriber saw as JSON lines")
-    parser.add_argument("--figures", type=Path, help="take this record of another system in place of a run")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=FILE", help="a record of another system")
+    parser.add_argument("--no-run", action="store_true", help="only the records of others")
     parser.add_argument("--wav", type=Path, help="write the speech for another system, and end")
     parser.add_argument("--no-offline", action="store_true", help="do not decode the utterances one by one")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    spoken = compose(args.share)
+    if args.no_run and not args.peer:
+        parser.error("--no-run needs a --peer")
+    spoken = compose(args.share, args.seconds)
+    if not spoken.parts:
+        parser.error(f"--seconds {args.seconds:g}: no utterance is so short")
     if args.wav:
         write_wav(args.wav, spoken.joined)
         return 0
-    table = Table()
-    with tempfile.TemporaryDirectory(prefix="sw-") as name:
-        interim = str(args.policy != "none").lower()
-        chosen = (f"data_dir={name}/data", f"transcriber.model={args.model}", f"transcriber.interim={interim}")
-        settings = load(None, (*chosen, *args.set), {})
-        offline_wer = None if args.no_offline else offline(settings, spoken)
-        if args.figures:
-            lines = args.figures.read_text().splitlines()
-            table.of(figures([Row(**json.loads(line)) for line in lines], spoken.said), spoken, offline_wer)
-        else:
-            run = play(settings, Path(name), spoken.joined)
-            if args.record:
-                record: list[dict[str, Any]] = [r._asdict() for r in run.rows]
-                args.record.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in record))
-            table.of(figures(run.rows, spoken.said), spoken, offline_wer)
-            table.of_run(run, len(spoken.joined) / RATE)
-    show(table.figures, args.json)
-    for name in table.broken:
+    found = tables(args, spoken)
+    print_all(found, args.json)
+    broken = found["swapscribe"].broken if "swapscribe" in found else []
+    for name in broken:
         print(f"broken: {name}", file=sys.stderr)
-    return int(bool(table.broken))
+    return int(bool(broken))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@ back. Pure; the record may be of any system.
 
 A record is JSON lines `{"t": s, "segment": id, "text": ..., "final": bool}`: at `t` seconds after the first sample was
 played, `text` was all that was shown for this piece of the stream. An empty final: what was shown there went away.
+What comes for a piece behind its final counts only when it is final too. One line more, `{"cpu_s": s, "mib": MiB}`, may
+say what the recogniser cost: cpu-seconds in all, and its most resident memory.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -22,6 +25,13 @@ class Row(NamedTuple):
     segment: str
     text: str
     final: bool = False
+
+
+class Costs(NamedTuple):
+    """Of the process that recognises, over the whole run; 0: not known."""
+
+    cpu_s: float = 0.0
+    mib: float = 0.0
 
 
 class Timing(NamedTuple):
@@ -49,6 +59,23 @@ class Figures(NamedTuple):
 
     def settled(self, share: float) -> float:
         return quantile([t.settled_s for t in self.timings], share)
+
+
+def read(lines: Iterable[str]) -> tuple[list[Row], Costs]:
+    """A record from its lines."""
+    rows, costs = list[Row](), Costs()
+    for line in filter(str.strip, lines):
+        fields = json.loads(line)
+        if "t" in fields:
+            rows.append(Row(**fields))
+        else:
+            costs = Costs(**fields)
+    return rows, costs
+
+
+def written(rows: Iterable[Row], costs: Costs) -> str:
+    """The lines of a record."""
+    return "".join(json.dumps(x._asdict(), ensure_ascii=False) + "\n" for x in (*rows, costs))
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -105,7 +132,9 @@ def figures(record: Iterable[Row], said: Sequence[Word]) -> Figures:
     """`said`: the words of the audio in order. Final words that stand for none of them have no delay."""
     rows: dict[str, list[Row]] = {}
     for row in record:
-        rows.setdefault(row.segment, []).append(row)
+        history = rows.setdefault(row.segment, [])
+        if row.final or not (history and history[-1].final):
+            history.append(row)
     times: list[tuple[str, float, float]] = []
     taken_back, texts = 0, []
     for history in rows.values():

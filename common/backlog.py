@@ -139,6 +139,11 @@ def anchors(folder: Path) -> list[Anchor]:
     return _lines(folder / "anchors.jsonl", Anchor)
 
 
+def last_anchors(folder: Path) -> list[Anchor]:
+    """Those of the last half hour or so, however long the stream is."""
+    return _lines(folder / "anchors.jsonl", Anchor, tail=TAIL_BYTES)
+
+
 def audio_files(folder: Path) -> list[tuple[int, Path]]:
     """(first sample, path) of all audio files, in order."""
     try:

@@ -20,6 +20,7 @@ import msgspec
 
 from common import card, topology, wire
 from common import messages as m
+from common.delay_text import lines as delay_lines
 from common.feed_client import FeedClient
 from common.gpu_text import Pauses, summary
 from common.hypotheses import Hypotheses
@@ -177,6 +178,8 @@ def status(
         lines.append(f"{name:<18} {f'pid {pid}' if pid else '-':<12} {', '.join(w for w in words if w)}")
     if gpu:
         lines.append(f"gpu: {summary(gpu)}")
+    if beat:
+        lines += [f"delay of the {line}" for w in beat.workers.values() for line in delay_lines(w)]
     if beat is None:
         why = f"feed (pid {pids['feed']}) gives no sign of life" if "feed" in pids else "the feed is not running"
         return [*lines, f"{why}, so nothing is known about streams"]

@@ -281,6 +281,19 @@ class Hypothesis(Request, frozen=True, kw_only=True, tag="hypothesis"):
     unstable: str
 
 
+class Delay(Struct, frozen=True, kw_only=True):
+    """How long one stage of a worker's output took in one lane lately: quantiles, in seconds, of `count` of them.
+
+    Readers show stages they do not know by their names. `total` is the whole way, so the others add up to it.
+    """
+
+    lane: str  # live | batch
+    stage: str  # total | end | wait | decode | commit | first_text
+    count: int
+    p50_s: float
+    p95_s: float
+
+
 class WorkerStatus(Request, frozen=True, kw_only=True, tag="worker_status"):
     """A worker's sign of life, each second from its control thread. Never answered."""
 
@@ -289,6 +302,8 @@ class WorkerStatus(Request, frozen=True, kw_only=True, tag="worker_status"):
     phase: str  # loading | idle | scanning | inferring | appending
     lag_s: dict[str, float] = {}  # per open stream
     detail: str = ""
+    delays: tuple[Delay, ...] = ()  # of what it put out in the last `delays_over_s`
+    delays_over_s: float = 0.0
 
 
 class Doorbell(Struct, frozen=True, kw_only=True, tag_field="type", tag="doorbell"):

@@ -145,6 +145,7 @@ class ViewerSettings(Section, frozen=True, kw_only=True):
     port: int = 8765
     token: str = ""  # needed as ?token= or bearer when host is not loopback
     red_lag_s: float = 20.0  # /healthz turns red above this lag
+    delays_over_s: float = 300.0  # caption delays are those of the last so many seconds
 
 
 class Settings(Section, frozen=True, kw_only=True):
@@ -288,6 +289,7 @@ def _check(s: Settings) -> None:
         ("summary.max_new_tokens", 16, s.summary.max_new_tokens),
         ("summary.context_tokens", s.summary.max_new_tokens + 512, s.summary.context_tokens),
         ("summary.prefill_tokens", 16, s.summary.prefill_tokens),
+        ("viewer.delays_over_s", 1, s.viewer.delays_over_s),
     ):
         if value < low:
             raise UserError(f"settings: {name}: {value} is below the least allowed, {low}")

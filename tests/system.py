@@ -119,9 +119,10 @@ class Following:
 
     def __init__(self, settings: Settings) -> None:
         self.events: list[m.Event] = []  # in the order in which the client handed them out
+        self.hypotheses: list[m.Hypothesis] = []
         self.last_beat: m.Beat | None = None
         self.error: BaseException | None = None
-        self._client = FeedClient(settings, keep=True)
+        self._client = FeedClient(settings, keep=True, hypotheses=True)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -129,7 +130,9 @@ class Following:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                self.events += [e for e in self._client.poll(0.1) if isinstance(e, m.Event)]
+                got = self._client.poll(0.1)
+                self.events += [e for e in got if isinstance(e, m.Event)]
+                self.hypotheses += [h for h in got if isinstance(h, m.Hypothesis)]
                 self.last_beat = self._client.last_beat
         except BaseException as e:
             self.error = e
@@ -233,6 +236,11 @@ def quiet(seconds: float, seed: int = 1) -> Samples:
 def one_by_one(settings: Settings) -> Settings:
     """Without catching up: the same captions whenever the transcriber gets to them."""
     return msgspec.structs.replace(settings, transcriber=msgspec.structs.replace(settings.transcriber, batch_most=1))
+
+
+def with_interim(settings: Settings) -> Settings:
+    """Text of what is being said before its final."""
+    return msgspec.structs.replace(settings, transcriber=msgspec.structs.replace(settings.transcriber, interim=True))
 
 
 def file_source(path: Path, pace: str, name: str = "talk") -> Source:

@@ -27,7 +27,18 @@ from common import backlog
 from common.settings import Settings, Source
 from tests.conftest import Processes, Started, wait_for
 from tests.speech import RATE, samples, write_wav
-from tests.system import RECORDING, Following, System, Undisturbed, assert_whole, body, file_source, one_by_one, quiet
+from tests.system import (
+    RECORDING,
+    Following,
+    System,
+    Undisturbed,
+    assert_whole,
+    body,
+    file_source,
+    one_by_one,
+    quiet,
+    with_interim,
+)
 
 VICTIMS = {"transcriber": 8, "capture@talk": 7, "feed": 8, "launcher": 6, "arbiter": 5}  # kills of each, of 34
 PACE = "1.2"  # of the clip (107 s) while everything is killed
@@ -119,8 +130,9 @@ def survive(system: System, undisturbed: Undisturbed, rng: random.Random, kills:
     assert follower.find("stream_ended") is None, "the stream ended before the last kill"
     assert sum(done.values()) >= kills - 2 and min(done.values()) >= 4, done
     follower.wait("stream_ended", 180.0)
-    undisturbed.assert_same(system, stream)
+    undisturbed.assert_same(system, stream)  # which had no text before its finals
     assert_reached(system, follower)
+    assert follower.hypotheses, "there was no interim text"
     system.stop()
 
 
@@ -129,7 +141,7 @@ def test_kill_9_of_everything_loses_and_doubles_nothing(
 ) -> None:
     chosen = seed()
     print(f"seed {chosen}")
-    system = System(processes, one_by_one(settings), file_source(undisturbed.clip, PACE))
+    system = System(processes, with_interim(one_by_one(settings)), file_source(undisturbed.clip, PACE))
     survive(system, undisturbed, random.Random(chosen), 34, 0.8 * undisturbed.end / RATE / float(PACE))
 
 
@@ -291,7 +303,7 @@ def main() -> None:
     settings = Settings(data_dir=str(folder / "killed"))
     processes = Processes(folder, settings)
     try:
-        system = System(processes, one_by_one(settings), file_source(undisturbed.clip, PACE))
+        system = System(processes, with_interim(one_by_one(settings)), file_source(undisturbed.clip, PACE))
         survive(system, undisturbed, random.Random(args.seed), args.kills, 0.8 * undisturbed.end / RATE / float(PACE))
     finally:
         processes.close()

@@ -10,7 +10,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-from live_figures import Row, align, figures, quantile, standing
+from live_figures import Costs, Row, align, figures, quantile, read, standing, written
+from live_table import Table, print_all
 
 pytestmark = pytest.mark.pure
 SAID = [("Ask", 1.0), ("not,", 2.0), ("what", 3.0)]
@@ -57,3 +58,29 @@ def test_quantiles_are_values_that_occur() -> None:
     assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert quantile([3.0, 1.0, 2.0], 0.95) == 3.0
     assert math.isnan(quantile([], 0.5))
+
+
+def test_what_overtakes_its_final_is_old_news() -> None:
+    late = [Row(1.5, "s", "Ask", True), Row(1.6, "s", "Ask knot"), Row(1.7, "t", "not", True)]
+    found = figures(late, SAID)
+    assert found.text == "Ask not" and found.taken_back == 0
+
+
+def test_a_record_is_read_as_it_was_written() -> None:
+    rows, costs = [Row(1.0, "s", "é"), Row(2.0, "s", "", True)], Costs(3.5, 700.0)
+    assert read(written(rows, costs).splitlines()) == (rows, costs)
+    assert read(['{"t": 1, "segment": "s", "text": "a"}', ""]) == ([Row(1, "s", "a")], Costs())
+
+
+def test_systems_stand_side_by_side_and_a_bound_can_be_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    tables = {"ours": Table(), "theirs": Table()}
+    for table, t in zip(tables.values(), (1.5, 9.0), strict=True):
+        table.of(figures([Row(t, "s", "Ask", True)], SAID), 3, 66.7, 66.5)
+    tables["ours"].costs(Costs(8.0, 690.0), 10.0)
+    assert tables["ours"].broken == []
+    assert len(tables["theirs"].broken) == 4
+    print_all(tables, False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[-2:] == ["ours", "theirs"]
+    assert lines[1].split()[-2:] == ["0.500", "8.000"]
+    assert lines[-1].split()[-2:] == ["690.000", "-"]

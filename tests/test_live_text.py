@@ -78,7 +78,9 @@ def test_interim_text_comes_before_its_final_and_changes_no_final_also_when_kill
     client.close()
     stream = ended[0]
     lines = content(system.journal(stream), stream)
+    shown = system("status").stdout
     system.stop()
+    assert "delay of the transcriber, live: " in shown and "behind the word" in shown and "first text" in shown, shown
     assert lines == finals(system.settings.streams / stream)
     assert {h.segment for h in seen} <= set(done), "segments are those of the finals"
     for life in (seen[:lived], seen[lived:]):

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ from common.process import Log
 from common.settings import Settings
 from tests.standin_hearing import StandInTranscriber
 from workers.session import Work
-from workers.vad import Floats, Vad
+from workers.vad import FRAME, Floats, Vad
 
 pytestmark = pytest.mark.joined
 RATE = m.SAMPLE_RATE
@@ -123,3 +124,26 @@ def test_silence_in_the_journal_is_no_end_of_the_pause(room: Room) -> None:
     step = room.session.scan()
     assert step is not None and not isinstance(step, Work)
     assert room.session.silence_s > 5.0
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_cut_knows_which_audio_made_it_certain(tmp_path: Path, at_once: bool) -> None:
+    """However late it is read: what a caption's delay is counted from owes nothing to a clock."""
+    room = Room(tmp_path)
+    room.sounds(1.0, True)
+    for _ in range(4):
+        room.sounds(0.5, False)
+        if not at_once:
+            room.session.scan()
+    found = room.session.scan()
+    assert isinstance(found, Work)
+    assert found.certain == found.voiced[1] + room.ear.rules.end_silence * FRAME
+
+
+def test_at_the_end_of_a_stream_its_last_sample_makes_the_cut_certain(tmp_path: Path) -> None:
+    room = Room(tmp_path)
+    room.sounds(1.0, True)
+    room.session.meta = msgspec.structs.replace(room.session.meta, ended=True, end=room.writer.end)
+    backlog.write_meta(room.folder, room.session.meta)
+    found = room.session.scan()
+    assert isinstance(found, Work) and found.certain == room.writer.end

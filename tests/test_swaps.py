@@ -20,7 +20,7 @@ import pytest
 from common.settings import Settings, SummarySettings
 from tests.conftest import Processes, wait_for
 from tests.swaps import SwapSystem, Watch, gpu, turns_of
-from tests.system import RECORDING, Following, Undisturbed, file_source, one_by_one
+from tests.system import RECORDING, Following, Undisturbed, file_source, one_by_one, with_interim
 
 pytestmark = [pytest.mark.processes, pytest.mark.speech, pytest.mark.timeout(300)]
 TENTH = {  # of 6 : 5 : 3 beside 14 on a card of 16, in MiB; the transcriber is the real one, with ballast
@@ -140,12 +140,13 @@ class Inflicter:
 
 
 def test_faults_during_swaps_lose_nothing(processes: Processes, settings: Settings, undisturbed: Undisturbed) -> None:
-    """The real transcriber beside a stand-in that wants the card all the time: each word is what it would have been."""
+    """The real transcriber, with interim text, beside a stand-in that wants the card all the time: each final is what
+    it would have been without any of that."""
     seed = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(10**6))
     print(f"seed {seed}")
     rng = random.Random(seed)
     plans = {"summarizer": {"mib": 400, "every_s": 0.5, "burst_s": 0.5}}
-    settings = msgspec.structs.replace(one_by_one(settings), gpu=gpu(simulated_mib=700))
+    settings = msgspec.structs.replace(with_interim(one_by_one(settings)), gpu=gpu(simulated_mib=700))
     system = SwapSystem(processes, settings, plans, file_source(undisturbed.clip, "0.7"), summaries=True)
     system.start()
     watch, follower = Watch(system.settings), Following(system.settings)
@@ -170,6 +171,7 @@ def test_faults_during_swaps_lose_nothing(processes: Processes, settings: Settin
         follower.wait("stream_ended", 120.0)
         undisturbed.assert_same(system, stream)
         assert watch.most_mib <= 700
+        assert follower.hypotheses, "there was no interim text"
     finally:
         watch.close()
         follower.close()

@@ -12,9 +12,11 @@ import contextlib
 import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from workers.alignment import dtw
 
 
 def set_up(threads: int, cache: Path) -> Any:
@@ -37,6 +39,39 @@ def set_up(threads: int, cache: Path) -> Any:
     # What torch.use_deterministic_algorithms does; that would also import the compiler: 145 MiB, and seconds.
     torch._C._set_deterministic_algorithms(True, warn_only=True)
     return torch
+
+
+def whisper_without_compiler() -> Any:
+    """Import openai-whisper; returns the package. Its one compiled loop is ours (`alignment`).
+
+    It imports numba for that loop alone, which stays in memory and takes long to start: it gets a stand-in that leaves
+    functions as they are, and that is gone afterwards. Where numba is imported already, there is nothing to save.
+    """
+    stand_in = types.ModuleType("numba")
+    vars(stand_in)["jit"] = lambda **_: lambda function: function
+    ours = sys.modules.setdefault("numba", stand_in) is stand_in
+    try:
+        import whisper
+        import whisper.timing
+    finally:
+        if ours:
+            del sys.modules["numba"]
+    whisper.timing.dtw_cpu = dtw
+    return whisper
+
+
+@contextlib.contextmanager
+def unfilled(torch: Any) -> Iterator[None]:
+    """Modules made in here get no random weights: drawing them takes longer than reading the right ones from a file."""
+    kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd, torch.nn.Embedding)
+    own = [kind.reset_parameters for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.reset_parameters = lambda self: None
+        yield
+    finally:
+        for kind, reset in zip(kinds, own, strict=True):
+            kind.reset_parameters = reset
 
 
 def torchaudio_beside_cpu_torch() -> None:

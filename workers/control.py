@@ -120,7 +120,13 @@ class Control:
             if name_holder(r.process.run, "arbiter") is None:
                 detail = "it waits for the GPU, and the arbiter is not running"
         return m.WorkerStatus(
-            worker=r.worker.name, pid=os.getpid(), phase=r.phase, lag_s=r.worker.lags(), detail=detail[:500]
+            worker=r.worker.name,
+            pid=os.getpid(),
+            phase=r.phase,
+            lag_s=r.worker.lags(),
+            detail=detail[:500],
+            delays=r.worker.delay_figures(),
+            delays_over_s=r.settings.viewer.delays_over_s,
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from common import delay_text
 from common import messages as m
 from common.settings import Settings, lane
 
@@ -108,7 +109,11 @@ class Health:
             "streams": streams,
             "processes": self.processes(alive),
             "gpu": gpu,
+            "delays": [line for w in self._workers() for line in delay_text.lines(w)],
         }
+
+    def _workers(self) -> list[m.WorkerStatus]:
+        return list(self.beat.workers.values()) if self.beat else []
 
     def metrics(self, alive: Mapping[str, bool]) -> Iterator[Metric]:
         lag = GaugeMetricFamily("swapscribe_lag_seconds", "How late captions are", labels=["stream"])
@@ -122,9 +127,18 @@ class Health:
                 share.add_metric([name, klass], samples)
             for producer, place in s.producers.items():
                 appends.add_metric([producer, name], place.n)
+        delay = GaugeMetricFamily(
+            "swapscribe_delay_seconds",
+            "How long output took of the last viewer.delays_over_s, by stage",
+            labels=["worker", "lane", "stage", "quantile"],
+        )
+        for w in self._workers():
+            for d in w.delays:
+                delay.add_metric([w.worker, d.lane, d.stage, "0.5"], d.p50_s)
+                delay.add_metric([w.worker, d.lane, d.stage, "0.95"], d.p95_s)
         for name, yes in alive.items():
             up.add_metric([name], yes)
-        yield from (lag, share, appends, up, head)
+        yield from (lag, share, appends, up, head, delay)
         yield from self.gpu_metrics()
 
     def gpu_metrics(self) -> Iterator[Metric]:

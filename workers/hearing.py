@@ -21,6 +21,7 @@ from common import messages as m
 from common.process import Process
 from common.topology import doorbell
 from workers.catchup import CatchUp
+from workers.delays import Delays, Timed
 from workers.retry import Retries
 from workers.session import Session, Work
 from workers.steps import Step, Worker
@@ -52,6 +53,7 @@ class Hearing(Worker):
         self.sessions: dict[str, Session] = {}
         self._retries = Retries(process, self)
         self._catch_up = CatchUp(self)
+        self.delays = Delays(self.settings.viewer.delays_over_s, self.settings.transcriber.interim)
         self._finished: dict[str, tuple[int, int]] = {}  # and which life of the folder was
         self._unreadable: dict[str, tuple[float, str]] = {}  # stream -> when it is tried again, what is wrong
         self._bells = wire.subscriber([], ["doorbell"])
@@ -107,6 +109,9 @@ class Hearing(Worker):
             with contextlib.suppress(OSError):
                 lags[name] = self.late_s(s)
         return lags
+
+    def delay_figures(self) -> tuple[m.Delay, ...]:
+        return self.delays.figures()
 
     @staticmethod
     def late_s(session: Session) -> float:
@@ -248,13 +253,9 @@ class Hearing(Worker):
             if session.meta.lane != "live":
                 self._batch_at = now
             if isinstance(found, Work):
-                works = session.waiting(most) if most > 1 else [found]
-                steps = self._infer(runner, session, works)
+                self._decode(runner, session, session.waiting(most) if most > 1 else [found])
             else:
-                steps = [found]
-            for step in steps:
-                if self.sessions.get(session.meta.stream) is session:  # else its place was taken, or we must stop
-                    self._append(runner, session, step)
+                self._append(runner, session, found)
             return True
         self._held_up = held_up
         return self.interim(runner, live)
@@ -288,6 +289,16 @@ class Hearing(Worker):
         self._unreadable[stream] = (time.monotonic() + UNREADABLE_S, f"{stream} cannot be read: {error}")
         del self.sessions[stream]
 
+    def _decode(self, runner: Runner, session: Session, works: Sequence[Work]) -> None:
+        began_s = time.monotonic()
+        steps = self._infer(runner, session, works)
+        timed = Timed(began_s, time.monotonic())
+        for work, step in zip(works, steps, strict=False):  # the first of them
+            if self.sessions.get(session.meta.stream) is not session:  # its place was taken, or we must stop
+                return
+            if self._append(runner, session, step):
+                self.delays.final(session, work, step, timed)
+
     def _infer(self, runner: Runner, session: Session, works: Sequence[Work]) -> list[Step]:
         """Nothing: the GPU had to be given back first; what waits still waits, nothing has moved."""
         if len(works) > 1:
@@ -312,13 +323,16 @@ class Hearing(Worker):
             runner.poison.failed(counts=False)
         return [step] if step else []
 
-    def _append(self, runner: Runner, session: Session, step: Step) -> None:
+    def _append(self, runner: Runner, session: Session, step: Step) -> bool:
+        """False: the journal did not take it from us."""
         which = life(session.folder)
         at = runner.commit(session.meta.stream, session.at.n, step)
         if at is None:
             self.sessions.pop(session.meta.stream, None)
         elif at.n == session.at.n + 1 and at.positions.get("audio") == step.positions.get("audio", session.position):
             session.moved(at)
+            return True
         else:  # somebody else of our name wrote: the journal is right
             self.log.warning("place taken from the journal", stream=session.meta.stream, n=at.n)
             self._take_place(session.folder, session.meta, at, which)
+        return False

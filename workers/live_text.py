@@ -8,7 +8,7 @@ after a kill the words of the utterance under way are found again.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from common import messages as m
@@ -34,8 +34,10 @@ class Looker(Protocol):
 class LiveText:
     """One `Interim` for each stream with somebody speaking."""
 
-    def __init__(self, looker: Looker, settings: TranscriberSettings) -> None:
-        self._looker = looker
+    def __init__(
+        self, looker: Looker, settings: TranscriberSettings, told: Callable[[Session, UnderWay], None] | None = None
+    ) -> None:
+        self._looker, self._told = looker, told
         self._every = round(settings.interim_every_s * m.SAMPLE_RATE) if settings.interim else 0
         self._streams: dict[str, Interim] = {}
         self._rest_until = 0.0
@@ -81,6 +83,8 @@ class LiveText:
         after = known.take(pieces, None if paused else (upto - now.start) // PLACE)
         if after != before:
             runner.tell(hypothesis(now, upto, after))
+            if self._told and any(after):
+                self._told(session, now)
         return True
 
 

@@ -22,6 +22,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     stream: str
     span: m.Span
     speech: m.Span
+    certain: int = 0  # the audio before this sample makes the cut certain; 0: not known
     voiced: m.Span
     pcm: bytes  # s16le of `speech`
     state: bytes  # scan state after `span`
@@ -35,6 +36,7 @@ class Session(ABC):
         self.served_s = 0.0  # monotonic clock of its last step
         self.position = at.positions.get("audio", 0)
         self.listened = self.position  # first sample that no voice was looked for in yet
+        self.told_of = -1  # first sample of the utterance of which text was told last, before its final
 
     @property
     @abstractmethod

@@ -101,6 +101,10 @@ class Worker(ABC):
         """How far the work is that waits, for people; empty: nothing to tell."""
         return ""
 
+    def delay_figures(self) -> tuple[m.Delay, ...]:
+        """How late its output of the last `viewer.delays_over_s` was, by lane and stage."""
+        return ()
+
     def sockets(self) -> Sequence[Any]:
         """That end the wait for work when they become readable; it drains them in `look`."""
         return ()

@@ -18,7 +18,7 @@ from common import backlog, card, models
 from common import messages as m
 from common.process import Process, arguments, main
 from common.settings import TranscriberSettings, UserError
-from workers._torch import set_up
+from workers._torch import set_up, unfilled, whisper_without_compiler
 from workers.base import Runner
 from workers.catchup import how_many
 from workers.decoding import Decoded, Decoder, Pieces, Sound
@@ -43,7 +43,7 @@ class Transcriber(Hearing):
         super().__init__(process)
         self.s: TranscriberSettings = process.settings.transcriber
         self.rules = Rules.of(self.s)
-        self.live_text = LiveText(self, self.s)
+        self.live_text = LiveText(self, self.s, self.delays.text)
         self.vad: Vad
         self.decoder: Decoder
         self._windows = 1  # decoded as one batch while captions are late; less once that many did not fit
@@ -61,15 +61,15 @@ class Transcriber(Hearing):
         folder = models.available(process.settings, self.s.model, check=True)
         vad_folder = models.available(process.settings, "silero_vad", check=True)
         self.torch = torch = set_up(self.s.threads, process.settings.cache)
-        import whisper
-        import whisper.timing
+        whisper = whisper_without_compiler()
         from safetensors.torch import load_file
 
-        for kernel in (whisper.timing.dtw_cpu, whisper.timing.backtrace):
-            kernel.enable_caching()  # compiled once per machine, not once per start
         dims = whisper.ModelDimensions(**models.stored(folder).dims)
-        model = whisper.model.Whisper(dims)
-        model.load_state_dict(load_file(str(folder / "model.safetensors")), strict=False)
+        with unfilled(torch):
+            model = whisper.model.Whisper(dims)
+        lacks = model.load_state_dict(load_file(str(folder / "model.safetensors")), strict=False).missing_keys
+        if lacks:
+            raise UserError(f"model {self.s.model} lacks {lacks[0]}: swapscribe models fetch {self.s.model}")
         model.set_alignment_heads(whisper._ALIGNMENT_HEADS[self.s.model])
         model.eval()
         self.half = card.kind(process.settings) == "cuda"

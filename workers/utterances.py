@@ -47,6 +47,7 @@ class Found(NamedTuple):
     end: int
     voiced: m.Span
     state: Floats  # of the VAD at `end`
+    certain: int  # the cut follows from the audio before this sample
 
 
 class Utterances(Session):
@@ -183,13 +184,14 @@ class Utterances(Session):
         def sample(frame: int) -> int:
             return min(front + frame * FRAME, self._final or self.heard)
 
+        certain = sample(len(self._segmenter.probs))
         while cut:
             front = self._front
             end = sample(cut.end)
             # What comes after a hole is heard afresh.
             state = self._vad.start() if self._final and end == self._final else self._states[cut.end]
             voiced = sample(cut.voiced[0]), sample(cut.voiced[1])
-            found = Found(first=front, start=sample(cut.start), end=end, voiced=voiced, state=state)
+            found = Found(front, sample(cut.start), end, voiced, state, certain)
             self._found = [*self._found, found]
             self._front = end
             if end == self._final:
@@ -206,6 +208,7 @@ class Utterances(Session):
             stream=self.meta.stream,
             span=span,
             speech=(found.start, found.end),
+            certain=found.certain,
             voiced=found.voiced,
             pcm=bytes(self._pcm[(found.start - self.position) * 2 : (found.end - self.position) * 2]),
             state=found.state.tobytes(),
