@@ -322,7 +322,7 @@ class Checker:
         if on_card > w.total_bytes:
             raise Violation(f"cap: {on_card} of {w.total_bytes} bytes are held")
         asked = [a for a in w.actors.values() if a.name == w.memory.forced]  # one that rides comes when the bus is free
-        rides = sum(a.want.bytes for a in [*self.live(), *asked]) <= self.cap
+        rides = sum(a.want.bytes for a in [*self.live(), *asked] if not self.off(a)) <= self.cap
         if not w.memory.forced or w.memory.burst or w.notes.pins or rides or self.rough:
             self.forced_at = now
         elif now > self.forced_at + 1.0:
