@@ -17,7 +17,7 @@ import pytest
 from common import backlog
 from common import messages as m
 from common.process import Process
-from common.settings import Settings
+from common.settings import load
 from tests import sounds, speech
 from tests.speech import RATE, Samples
 from tests.system import quiet
@@ -40,23 +40,34 @@ def whole(pieces: Generator[None, None, Step]) -> Step:
 
 
 class Ear:
-    """A transcriber's two halves, taken in turn over one recording after the other."""
+    """A transcriber's two halves, taken in turn over one recording after the other. `overrides`: as for --set."""
 
-    def __init__(self, folder: Path) -> None:
-        process = Process("transcriber", Settings(data_dir=str(folder / "data")), argparse.Namespace())
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        settings = load(None, (f"data_dir={folder / 'data'}", *overrides), {})
+        process = Process("transcriber", settings, argparse.Namespace())
         self.folder, self.transcriber = folder, Transcriber(process)
         self.transcriber.load(process)
 
-    def hear(self, sound: Samples, utterances: int = 1000) -> tuple[list[m.Body], bytes]:
+    def hear(
+        self, sound: Samples, utterances: int = 1000, language: str = "", state: bytes = b""
+    ) -> tuple[list[m.Body], bytes]:
         """What becomes of (the first few of) the utterances in a recording, and the state after them."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         writer = backlog.Writer(folder, 60 * RATE)
         writer.append(0, sound.astype("<i2").tobytes())
         meta = backlog.Meta(
-            stream="s", source="s", lane="live", origin="", started_ns=1, resumable=True, ended=True, end=writer.end
+            stream="s",
+            source="s",
+            lane="live",
+            origin="",
+            started_ns=1,
+            resumable=True,
+            ended=True,
+            end=writer.end,
+            language=language,
         )
         backlog.write_meta(folder, meta)
-        at = m.At(n=0, positions={"audio": 0}, state=b"", head=0)
+        at = m.At(n=0, positions={"audio": 0}, state=state, head=0)
         session, found = self.transcriber.open(folder, meta, at), list[m.Body]()
         while len(found) < utterances and (step := session.scan()) is not None:
             if isinstance(step, Work):
