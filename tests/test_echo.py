@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -21,6 +22,7 @@ from common.settings import load
 from tests import sounds, speech
 from tests.speech import RATE, Samples
 from tests.system import quiet
+from workers.glossary import words
 from workers.session import Work
 from workers.steps import Step
 from workers.transcriber import Transcriber
@@ -108,6 +110,24 @@ def test_noise_right_after_speech_is_not_the_speech_again(ear: Ear) -> None:
         (body,) = step.events
         assert isinstance(body, m.Suppressed), (name, body)
         assert unpack(step.state).prompt == unpack(state).prompt, "what is not shown is nobody's prompt"
+
+
+TERMS = ("Dashwood", "Asterisk", "Niamh", "PBX", "IVR")
+
+
+def test_a_name_of_the_glossary_is_spelled_as_it_stands_there_and_not_heard_in_noise(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (clip,) = [c for c in speech.prompts("en") if c.path.stem == "demo-moreinfo"]
+    sound = speech.samples(clip.path)
+    assert "Asterisk" not in text(ear.hear(sound)[0]).split()[0], "else this proves nothing"
+    monkeypatch.setattr(ear.transcriber, "s", msgspec.structs.replace(ear.transcriber.s, glossary=TERMS))
+    heard, state = ear.hear(sound)
+    assert text(heard).startswith("Asterisk is an ")
+    for name in ("white noise -50 dBFS", "pink noise -40 dBFS", "clicks"):
+        for before in (b"", state):
+            (body,) = ear.infer(before, sounds.computed_sounds()[name][: 4 * RATE]).events
+            assert isinstance(body, m.Suppressed) or not set(words(body.text)) & {t.casefold() for t in TERMS}, body
 
 
 def test_what_is_really_said_twice_is_heard_twice(ear: Ear) -> None:

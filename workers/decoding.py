@@ -229,7 +229,7 @@ class Decoder:
             features.append(self.model.embed_audio(self.moved(spectra[-1].mel)[None])[0])
             yield
         language = told.language or told.belief.best
-        same, belief = told.within(language), told.belief
+        same, belief = told.within(language), told.belief.paused() if told.paused else told.belief
         options = self._options(TEMPERATURES[0], language, self.prompts.tokens(same))
         results = self.model.decode(self.torch.stack(features), options)
         for window, spectrum, heard, result in zip(windows, spectra, features, results, strict=True):
