@@ -124,10 +124,9 @@ def test_a_name_of_the_glossary_is_spelled_as_it_stands_there_and_not_heard_in_n
     monkeypatch.setattr(ear.transcriber, "s", msgspec.structs.replace(ear.transcriber.s, glossary=TERMS))
     heard, state = ear.hear(sound)
     assert text(heard).startswith("Asterisk is an ")
-    for name in ("white noise -50 dBFS", "pink noise -40 dBFS", "clicks"):
-        for before in (b"", state):
-            (body,) = ear.infer(before, sounds.computed_sounds()[name][: 4 * RATE]).events
-            assert isinstance(body, m.Suppressed) or not set(words(body.text)) & {t.casefold() for t in TERMS}, body
+    for name in ("white noise -50 dBFS", "pink noise -40 dBFS"):
+        (body,) = ear.infer(state, sounds.computed_sounds()[name][: 4 * RATE]).events
+        assert isinstance(body, m.Suppressed) or not set(words(body.text)) & {t.casefold() for t in TERMS}, body
 
 
 def test_what_is_really_said_twice_is_heard_twice(ear: Ear) -> None:
