@@ -64,6 +64,7 @@ class SourceThread(threading.Thread):
         self.intake.resume(stream.position, stream.anchor)
         self.writer.stream, self.writer.end = stream, stream.position
         if stream.complete:
+            stream.tell_language()  # some of it may still wait for the transcriber
             self.process.log.info("already complete", stream=stream.name, end=stream.position)
             return ""
         if stream.meta:

@@ -119,12 +119,22 @@ class Stream:
                 origin=self.origin,
                 started_ns=started_ns,
                 resumable=resumable,
+                language=self.source.language,
+                glossary=self.source.glossary,
             )
             backlog.write_meta(self.folder, meta)
             backlog.sync_dir(self.folder.parent)
             self.meta = meta
+        self.tell_language()
         os.stat(self.folder)  # purged since we found it: what we write would belong to no stream
         return backlog.Writer(self.folder, self.settings.capture.file_s * SAMPLE_RATE)
+
+    def tell_language(self) -> None:
+        """A stream that goes on is heard as its source says now. Raises OSError (disk full); call it again."""
+        wanted = {"language": self.source.language, "glossary": self.source.glossary}
+        if self.folder and self.meta and (meta := msgspec.structs.replace(self.meta, **wanted)) != self.meta:
+            backlog.write_meta(self.folder, meta)
+            self.meta = meta
 
     def _new_folder(self, started_ns: int) -> Path:
         """`<source>-<UTC start>`; a stream begun within the second of another takes the next second's name."""

@@ -36,6 +36,8 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     origin: str  # where the samples come from, for people
     started_ns: int  # wall clock of sample 0
     resumable: bool  # a file: goes on at its sample after an outage; else the hole is recorded
+    language: str = ""  # auto, a code, or empty: as in the settings
+    glossary: tuple[str, ...] = ()  # names and terms to expect, beside those of the settings
     ended: bool = False
     end: int = 0  # first sample after the last one, once ended
     end_reason: str = ""

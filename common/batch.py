@@ -33,7 +33,7 @@ HASH_DIGITS = 16  # as capture names its streams
 class Job:
     """One file."""
 
-    def __init__(self, path: Path, streams: Path) -> None:
+    def __init__(self, path: Path, streams: Path, language: str = "") -> None:
         """Raises OSError."""
         self.path = path
         digest = _sha256(path)
@@ -43,7 +43,7 @@ class Job:
             if meta and meta.lane == "batch" and folder.name.endswith(f"-{digest[:HASH_DIGITS]}"):
                 self.name = meta.source
         self.stream = f"{self.name}-{digest[:HASH_DIGITS]}"
-        self.source = Source(name=self.name, kind="file", path=str(path.absolute()), pace="max")
+        self.source = Source(name=self.name, kind="file", path=str(path.absolute()), pace="max", language=language)
         self.state = "waiting"  # waiting | capturing | refused | reading | done | failed
         self.problem = ""
         self.before = False  # it was done when we came

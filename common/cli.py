@@ -118,7 +118,7 @@ def run_all(given: Given, whats: tuple[str, ...]) -> None:
 
     import msgspec
 
-    from common import auto, backlog, console, wire
+    from common import auto, backlog, console, models, wire
     from common.child import sweeper, want_capture, wants
     from common.given_sources import describe
     from common.guests import Guests
@@ -141,6 +141,7 @@ def run_all(given: Given, whats: tuple[str, ...]) -> None:
         more += ("source=" + json.dumps([source]),)
         news(line)
     settings = given.settings(*more)
+    models.check_sources(settings, first)
     chosen = b"source=" + msgspec.json.encode(settings.source)
     backlog.replace_file(run / "source", chosen, durable=False)
     backlog.replace_file(run / "profile", more[0].encode(), durable=False)
@@ -154,7 +155,7 @@ def run_all(given: Given, whats: tuple[str, ...]) -> None:
 
     passed = given.passed(*more)
     table = wants(settings, passed, first)
-    guests = Guests(run, lambda source: want_capture(source, passed), first)
+    guests = Guests(run, lambda source: want_capture(source, passed), first, settings.transcriber.model)
     Launcher(settings, table, news, each_turn, sweeper(passed), guests).run()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 import msgspec
 
-from common.settings import Settings, Source, UserError
+from common.settings import Settings, Source, UserError, check_language
 
 if TYPE_CHECKING:
     from common.cli import Given
@@ -26,9 +26,12 @@ NO_LAUNCHER = "no launcher runs in {0}; start it with: swapscribe run-all"
 @click.command()
 @click.option("--source", "whats", multiple=True, metavar="WHAT", help="name of a [[source]], or as for run-all")
 @click.option("--end", "ended", multiple=True, metavar="NAME", help="end the capture of a source that was added")
+@click.option(
+    "--language", metavar="CODE", help="that is spoken there: auto, or such as pt (default: as in the settings)"
+)
 @click.option("--here", is_flag=True, help="in this terminal, for as long as this command lives")
 @click.pass_obj
-def capture(given: Given, whats: tuple[str, ...], ended: tuple[str, ...], here: bool) -> None:
+def capture(given: Given, whats: tuple[str, ...], ended: tuple[str, ...], language: str | None, here: bool) -> None:
     """Add a source to the running system; without one, or with --here, capture it in this terminal.
 
     WHAT is a file, a URL, mic, mic:NAME, loopback, loopback:NAME, pcm:PATH, or - for PCM on standard input, and may
@@ -41,6 +44,8 @@ def capture(given: Given, whats: tuple[str, ...], ended: tuple[str, ...], here: 
 
     if bool(whats) == bool(ended):
         raise UserError("say what to capture with --source, or whose capture to end with --end")
+    if language:
+        check_language(language, "--language")
     settings = given.settings()
     runs = holder(wire.run_dir(settings), NAME)
     for name in ended:
@@ -50,8 +55,13 @@ def capture(given: Given, whats: tuple[str, ...], ended: tuple[str, ...], here: 
     if not whats:
         return
     configured = given.settings(*given.as_last_run())
-    if whats[0] in {s.name for s in configured.source} and len(whats) == 1:
+    names = {s.name for s in configured.source}
+    if language and names & set(whats):
+        raise UserError("a source of the settings has its language there: language in its [[source]]")
+    if whats[0] in names and len(whats) == 1:
         exec_capture(given, whats[0], configured)
+    if language:
+        whats = tuple(what if " language=" in what else f"{what} language={language}" for what in whats)
     chosen = sources(configured, whats)
     alone = here or not runs or any(s.kind == "stdin" for s in chosen)
     if not alone:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from common.settings import Settings, UserError
+from common.settings import Settings, UserError, check_language
 
 if TYPE_CHECKING:
     from common.batch import Batch
@@ -33,7 +33,7 @@ FORMATS = ("txt", "srt", "vtt", "json")
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="txt", show_default=True)
 @click.option("--out", metavar="DIR", help="a file for each FILE there (default: standard output)")
-@click.option("--language", metavar="CODE", help="such as pt (default: as in the settings)")
+@click.option("--language", metavar="CODE", help="auto, or such as pt (default: as in the settings)")
 @click.option("--words", is_flag=True, help="with json: each word with its times and probability")
 @click.option("--again", is_flag=True, help="delete what an earlier run made of these files, and do them anew")
 @click.option("--quiet", is_flag=True, help="no progress")
@@ -58,17 +58,19 @@ def transcribe(
         raise UserError(f"--words needs --format json; {form} has no place for them")
     if len(files) > 1 and not out and form in ("srt", "vtt"):
         raise UserError(f"several files as {form} need --out DIR: on standard output nobody could tell them apart")
+    if language:
+        check_language(language, "--language")
     settings = given.settings()
-    output = Output(settings, files, form, Path(out) if out else None, words)
+    output = Output(settings, files, form, Path(out) if out else None, words, language or "")
     progress = Progress(quiet)
-    work = Work(given, language, output, progress, again)
+    work = Work(given, language or "", output, progress, again)
     sys.exit(work.run())
 
 
 class Work:
     """The command's way through one or more systems."""
 
-    def __init__(self, given: Given, language: str | None, output: Output, progress: Progress, again: bool) -> None:
+    def __init__(self, given: Given, language: str, output: Output, progress: Progress, again: bool) -> None:
         self.given, self.language, self.output, self.progress, self.again = given, language, output, progress, again
         self.settings = given.settings()
         self.interrupted = False
@@ -120,11 +122,6 @@ class Work:
         from common.launch import NAME
         from common.process import holder
 
-        if self.language and self.language != self.settings.transcriber.language:
-            raise UserError(
-                f"the running system has language {self.settings.transcriber.language!r}; for {self.language!r} "
-                "stop it (swapscribe stop), or use another data folder: swapscribe --data DIR transcribe"
-            )
         batch, run = self._batch(self.settings), wire.run_dir(self.settings)
         gone_at = 0.0
         try:
@@ -146,16 +143,16 @@ class Work:
 
     def _private(self) -> None:
         """A system of our own, that ends with us whatever ends us."""
-        from common import auto, wire
+        from common import auto, models, wire
         from common.child import want_capture, wants
         from common.guests import Guests
         from common.launch import Launcher, Slot
 
         more = ["source=[]", "summary.enabled=false"]
-        if self.language:
-            more.append(f"transcriber.language={self.language}")
         more.append(f"profile={auto.resolve(lambda *m: self.given.settings(*more, *m)).name}")
         settings = self.given.settings(*more)
+        if why := models.unknown_language(models.model(settings.transcriber.model), self.language):
+            raise UserError(why)
         run = wire.run_dir(settings)
         self._nobody_else(run)
         passed = self.given.passed(*more)

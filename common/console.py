@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from common import card, topology, wire
+from common import card, models, topology, wire
 from common import messages as m
 from common.delay_text import lines as delay_lines
 from common.feed_client import FeedClient
@@ -93,6 +93,7 @@ class Captions:
         self._asker = wire.Asker(wire.ipc(settings, "replay"))
         self._next_ask_s = 0.0
         self._streams: set[str] = set()
+        self._languages: dict[str, str] = {}  # of the last caption of each stream
         self.words = 0
 
     @property
@@ -120,9 +121,12 @@ class Captions:
                 if not (line := caption(e)):
                     continue
                 self._streams.add(e.stream)
+                if isinstance(body := e.decode(), m.Transcript):
+                    if self._languages.setdefault(e.stream, body.language) != body.language:
+                        self._languages[e.stream] = body.language
+                        out.append(f"[{e.stream} goes on in {body.language}]")
+                    self.words += len(body.text.split())
                 out.append(line if len(self._streams) == 1 or line[0] == "[" else f"{e.stream}  {line}")
-                body = e.decode()
-                self.words += len(body.text.split()) if isinstance(body, m.Transcript) else 0
         return out
 
     def now(self) -> tuple[str, str]:
@@ -175,6 +179,8 @@ def status(
             words += [f"{bell.lost_samples / m.SAMPLE_RATE:.1f} s lost"] if bell.lost_samples else []
         if beat and pid and (worker := beat.workers.get(name)):
             words += [worker.phase, worker.detail]
+        if pid and name == topology.COVERAGE_PRODUCER:
+            words.append(models.only_language(settings))
         lines.append(f"{name:<18} {f'pid {pid}' if pid else '-':<12} {', '.join(w for w in words if w)}")
     if gpu:
         lines.append(f"gpu: {summary(gpu)}")

@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -52,7 +53,7 @@ def describe(source: Source) -> str:
 
 
 def parse(text: str, taken: Collection[str] = ()) -> Source:
-    """`WHAT [KEY=VALUE …]`, the keys being those of a [[source]]: `rtsp://cam/1 name=hall`, `pcm:FIFO rate_hz=8000`.
+    """`WHAT [KEY=VALUE …]`, the keys being those of a [[source]]: `rtsp://cam/1 name=hall`, `mic glossary=Orsk,Ufa`.
 
     Without a name it gets one that is not `taken`. Raises UserError.
     """
@@ -61,7 +62,7 @@ def parse(text: str, taken: Collection[str] = ()) -> Source:
         given.setdefault(found[1], found[2])
         what = what[: found.start()]
     kind, _, rest = what.partition(":")
-    fields: dict[str, str]
+    fields: dict[str, Any]
     if what == "-":
         fields = {"kind": "stdin"}
     elif kind in ("mic", "loopback"):
@@ -75,6 +76,8 @@ def parse(text: str, taken: Collection[str] = ()) -> Source:
     else:
         fields = {"kind": "file", "path": str(_existing(what, text))}
     fields |= given
+    if "glossary" in given:
+        fields["glossary"] = [term.strip() for term in given["glossary"].split(",")]
     fields.setdefault("name", _free(_name_of(fields, kind), taken))
     try:
         source = msgspec.convert(fields, Source, strict=False)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from common import messages as m
+from common import models
 from common.child import Want
 from common.given_sources import Added, describe
 from common.settings import Source, UserError, check_source
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
 
 
 class Guests:
-    """See the module. `want` makes the process of a source; `first`: those that are there from the start."""
+    """See the module. `want` makes the process of a source; `first`: those that are there from the start; `model` will
+    write down what they say."""
 
-    def __init__(self, run: Path, want: Callable[[Source], Want], first: Sequence[Source] = ()) -> None:
-        self.added, self.want, self.first = Added(run), want, first
+    def __init__(
+        self, run: Path, want: Callable[[Source], Want], first: Sequence[Source] = (), model: str = ""
+    ) -> None:
+        self.added, self.want, self.first, self.model = Added(run), want, first, model
 
     def at_start(
         self, fresh: bool, slots: list[Slot], slot: Callable[[Want], Slot], say: Callable[[str], None]
@@ -50,6 +54,8 @@ class Guests:
             check_source(source, "source")
         except (UserError, msgspec.DecodeError) as e:
             return m.Refused(reason=f"not a source: {e}")
+        if self.model and (why := models.unknown_language(models.model(self.model), source.language)):
+            return m.Refused(reason=f"source {source.name}: {why}")
         if source.kind == "stdin":
             return m.Refused(reason="the launcher has another standard input than you")
         there = next((s for s in slots if s.want.source == source.name), None)

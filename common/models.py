@@ -24,6 +24,7 @@ from common import profiles
 from common.download import Wheel, sha256
 from common.hub import COMMIT, Repository
 from common.settings import Section, Settings, UserError
+from common.settings import Source as SourceOfAudio
 
 CATALOGUE = Path(__file__).with_name("models.toml")
 DEFAULT_SET = "embedded"
@@ -65,7 +66,8 @@ class Model(Section, frozen=True, kw_only=True):
     base: str = ""  # set by us: the model that this one is made from by quantising
 
     def knows(self, language: str) -> bool:
-        return language in self.languages or "*" in self.languages
+        family = self.loader != "openai-whisper" or language in whisper_languages()
+        return language in self.languages or ("*" in self.languages and family)
 
     @property
     def repository(self) -> Repository | None:
@@ -88,15 +90,20 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @cache
-def _read_catalogue(path: Path) -> tuple[str, dict[str, Model]]:
+def _read_catalogue(path: Path) -> tuple[str, dict[str, Model], frozenset[str]]:
     tree = tomllib.loads(path.read_text())
     rows = msgspec.convert(tree["model"], tuple[Model, ...])
-    return tree.get("hub", ""), {m.name: m for m in rows}
+    return tree.get("hub", ""), {m.name: m for m in rows}, frozenset(tree.get("whisper_languages", "").split())
 
 
 def catalogue() -> dict[str, Model]:
     """All models we know, by name."""
     return _read_catalogue(CATALOGUE)[1]
+
+
+def whisper_languages() -> frozenset[str]:
+    """Codes of what all multilingual Whisper models know."""
+    return _read_catalogue(CATALOGUE)[2]
 
 
 def default_hub() -> str:
@@ -143,6 +150,35 @@ def chosen(names: Iterable[str]) -> list[Model]:
             found = [model(n) for n in (of_profile(name) if name in profiles.table() else [name])]
         out |= {m.name: m for m in found}
     return list(out.values())
+
+
+def unknown_language(known: Model, language: str) -> str:
+    """Why `known` cannot write `language` down, and which command gets a model that can; empty: it can."""
+    if language in ("", "auto") or known.knows(language):
+        return ""
+    other = for_language(language, known.task)
+    get = (
+        f"swapscribe models fetch {other.name}, then set transcriber.model={other.name}" if other else "none here does"
+    )
+    return f"model {known.name} does not know language {language!r}; one that does: {get}"
+
+
+def only_language(settings: Settings) -> str:
+    """What language=auto means to a model that knows one; empty: a choice, or there is no question."""
+    known = model(settings.transcriber.model)
+    asked = "auto" in (settings.transcriber.language, *(s.language for s in settings.source))
+    one = len(known.languages) == 1 and "*" not in known.languages
+    return f"language auto is {known.languages[0]}, all that {known.name} knows" if asked and one else ""
+
+
+def check_sources(settings: Settings, more: Iterable[SourceOfAudio] = ()) -> None:
+    """Raises UserError when the transcriber's model does not know the language of a source."""
+    known = model(settings.transcriber.model)
+    for source in (*settings.source, *more):
+        if why := unknown_language(known, source.language):
+            raise UserError(f"source {source.name}: {why}")
+    if why := unknown_language(known, settings.transcriber.language):
+        raise UserError(why)
 
 
 def for_language(language: str, task: str = "transcription") -> Model | None:

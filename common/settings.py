@@ -38,6 +38,8 @@ class Source(Section, frozen=True, kw_only=True):
     channels: int = 1  # stdin, pcm
     format: str = "s16le"  # stdin, pcm: s16le s16be s24le s32le f32le u8 mulaw alaw
     device: str = ""  # microphone, loopback: number or part of the name; empty: the default one
+    language: str = ""  # auto, or a code such as "pt"; empty: as transcriber.language
+    glossary: tuple[str, ...] = ()  # names and terms to expect here, beside those of transcriber.glossary
 
 
 class CaptureSettings(Section, frozen=True, kw_only=True):
@@ -61,7 +63,9 @@ class TranscriberSettings(Section, frozen=True, kw_only=True):
     """Voice activity, cutting, decoding and suppression."""
 
     model: str = "tiny.en"
-    language: str = "auto"  # auto, or a code such as "pt"
+    language: str = "auto"  # auto: found out for each stream and followed; or a code such as "pt"
+    language_pause_s: float = 30.0  # after so long a pause somebody may go on in another language
+    glossary: tuple[str, ...] = ()  # names and terms to expect, some 20 of them
     threads: int = 1
     vad_threshold: float = 0.5  # speech begins above it and ends below it minus 0.15
     pre_roll_ms: int = 300
@@ -74,7 +78,7 @@ class TranscriberSettings(Section, frozen=True, kw_only=True):
     no_speech_threshold: float = 0.6
     logprob_threshold: float = -1.0
     compression_ratio_threshold: float = 2.4
-    first_prompt: str = "The following is a speech."  # English context for an utterance that has none of its own
+    first_prompt: str = "The following is a speech."  # context for an English utterance, before the text before it
     batch_most: int = 16  # finished utterances decoded at once while captions are late; 1: always one by one
     batch_lag_s: float = 3.0  # one more of them for each so many seconds that captions are late
     batch_windows: int = 0  # neighbours share windows of 28 s; so many of these at once. 0: 4 on CUDA, else 1
@@ -264,6 +268,7 @@ def _check(s: Settings) -> None:
         ("transcriber.threads", 1, s.transcriber.threads),
         ("transcriber.max_utterance_s", 2, s.transcriber.max_utterance_s),
         ("transcriber.silence_run_s", 1, s.transcriber.silence_run_s),
+        ("transcriber.language_pause_s", 0, s.transcriber.language_pause_s),
         ("transcriber.batch_most", 1, s.transcriber.batch_most),
         ("transcriber.batch_windows", 0, s.transcriber.batch_windows),
         ("transcriber.batch_lag_s", 0.1, s.transcriber.batch_lag_s),
@@ -293,6 +298,8 @@ def _check(s: Settings) -> None:
     ):
         if value < low:
             raise UserError(f"settings: {name}: {value} is below the least allowed, {low}")
+    check_language(s.transcriber.language, "settings: transcriber.language")
+    check_glossary(s.transcriber.glossary, "settings: transcriber")
     if s.gpu.device not in ("auto", "cuda", "simulated"):
         raise UserError(f"settings: gpu.device: {s.gpu.device!r} is none of auto, cuda, simulated")
     if s.summary.quantise not in ("none", "nf4"):
@@ -315,7 +322,23 @@ def check_source(src: Source, where: str) -> None:
         raise UserError(f"{where}: rate_hz must be 8000 to 192000 and channels 1 to 32")
     if src.format not in PCM_FORMATS:
         raise UserError(f"{where}.format: {src.format!r} is none of {', '.join(PCM_FORMATS)}")
+    if src.language:
+        check_language(src.language, f"{where}.language")
+    check_glossary(src.glossary, where)
     pace(src)
+
+
+def check_language(code: str, where: str) -> None:
+    """Raises UserError. Which languages a model knows is for `common.models`."""
+    if code != "auto" and not re.fullmatch("[a-z]{2,3}", code):
+        raise UserError(f"{where}: {code!r} is neither auto nor a code such as en or pt")
+
+
+def check_glossary(terms: tuple[str, ...], where: str) -> None:
+    """Raises UserError."""
+    for term in terms:
+        if not term.strip() or len(term) > 100 or not term.isprintable():
+            raise UserError(f"{where}.glossary: {term!r} is no name or term of up to 100 characters")
 
 
 def pace(source: Source) -> float:

@@ -21,7 +21,15 @@ TERMINAL_EVERY_S, LOG_EVERY_S = 0.5, 10.0
 class Output:
     """The files of one command, and where the text of each goes. On standard output they keep their order."""
 
-    def __init__(self, settings: Settings, files: Sequence[str], form: str, folder: Path | None, words: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        files: Sequence[str],
+        form: str,
+        folder: Path | None,
+        words: bool,
+        language: str = "",
+    ) -> None:
         self.settings, self.form, self.folder, self.words = settings, form, folder, words
         self.failed = False
         if folder:
@@ -33,7 +41,7 @@ class Output:
         jobs: dict[str, Job] = {}
         for name in dict.fromkeys(files):
             try:
-                job = Job(Path(name).expanduser(), settings.streams)
+                job = Job(Path(name).expanduser(), settings.streams, language)
                 self.files.append((name, jobs.setdefault(job.stream, job)))  # twice the same sound is work for once
             except OSError as e:
                 self._fail(name, e.strerror or str(e))

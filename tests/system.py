@@ -166,9 +166,9 @@ class Following:
 
 
 @cache
-def weights() -> None:
-    """The models that the default settings need."""
-    for name in (TranscriberSettings().model, "silero_vad"):
+def weights(*more: str) -> None:
+    """The models that the default settings need, and these."""
+    for name in (TranscriberSettings().model, "silero_vad", *more):
         try:
             models.available(Settings(), name)
         except UserError:

@@ -205,6 +205,20 @@ def test_a_stream_purged_since_it_was_found_is_not_written(folder: Path) -> None
     assert not again.folder.exists()
 
 
+def test_a_stream_that_goes_on_is_heard_as_its_source_says_now(folder: Path) -> None:
+    where = Settings(data_dir=str(folder))
+    for language, terms in (("pt", ("Orsk",)), ("", ()), ("auto", ())):
+        source = Source(name="mic", kind="stdin", language=language, glossary=terms)
+        stream = Stream(where, source, "stdin", "live")
+        stream.find()
+        stream.open(time.time_ns(), resumable=True).close()
+        assert stream.folder and (meta := backlog.read_meta(stream.folder))
+        assert (meta.language, meta.glossary) == (language, terms)
+    assert len(backlog.streams(where.streams)) == 1, "one stream all the time"
+    stream.finish(0, "stopped")
+    assert (done := backlog.read_meta(stream.folder)) and done.language == "auto" and done.ended
+
+
 def test_two_streams_begun_in_one_second_have_two_names(folder: Path) -> None:
     where = Settings(data_dir=str(folder))
     names = []

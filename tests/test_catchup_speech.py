@@ -24,8 +24,10 @@ from tests.conftest import Processes, wait_for
 from tests.speech import RATE, samples, word_errors
 from tests.system import RECORDING, Following, assert_whole, body, quiet, recording_text, text, weights
 from tests.test_echo import Ear, whole
+from workers.language import Belief
 from workers.session import Work
 from workers.steps import Step
+from workers.utterances import State
 
 pytestmark = [pytest.mark.speech, pytest.mark.timeout(600)]
 CLIPS = [*speech.librivox()[:4], speech.jfk()]
@@ -98,11 +100,16 @@ def test_neighbours_decoded_at_once_are_the_same_segments_with_hardly_other_word
 def test_recordings_and_whoever_is_on_time_go_one_by_one(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
     t = ear.transcriber
     t.choose_windows()
-    live, recording = (SimpleNamespace(meta=SimpleNamespace(lane=lane)) for lane in ("live", "batch"))
+    at = SimpleNamespace(state=b"")
+    live, recording = (
+        SimpleNamespace(meta=SimpleNamespace(lane=lane, language=""), at=at) for lane in ("live", "batch")
+    )
     assert [t.together(live, late_s) for late_s in (2.0, 9.0, 60.0)] == [1, 3, 16]  # type: ignore[arg-type]
     assert t.together(recording, 60.0) == 1, "the same captions each time"  # type: ignore[arg-type]
-    monkeypatch.setattr(t.decoder, "language", lambda: None)  # as a model does that finds it out for each utterance
+    monkeypatch.setattr(t.decoder.prompts, "fixed", lambda wanted: "")  # as a model does that has to find it out
     assert t.together(live, 60.0) == 1, "a window has one language"  # type: ignore[arg-type]
+    at.state = m.encode(State(belief=Belief().heard({"en": 0.9, "fr": 0.05}, 5.0)))
+    assert t.together(live, 60.0) == 16, "it is found out"  # type: ignore[arg-type]
 
 
 def test_the_memory_of_a_batch_is_in_what_it_wants(ear: Ear) -> None:

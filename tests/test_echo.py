@@ -11,16 +11,18 @@ import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from common import backlog
 from common import messages as m
 from common.process import Process
-from common.settings import Settings
+from common.settings import load
 from tests import sounds, speech
 from tests.speech import RATE, Samples
 from tests.system import quiet
+from workers.glossary import words
 from workers.session import Work
 from workers.steps import Step
 from workers.transcriber import Transcriber
@@ -40,23 +42,34 @@ def whole(pieces: Generator[None, None, Step]) -> Step:
 
 
 class Ear:
-    """A transcriber's two halves, taken in turn over one recording after the other."""
+    """A transcriber's two halves, taken in turn over one recording after the other. `overrides`: as for --set."""
 
-    def __init__(self, folder: Path) -> None:
-        process = Process("transcriber", Settings(data_dir=str(folder / "data")), argparse.Namespace())
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        settings = load(None, (f"data_dir={folder / 'data'}", *overrides), {})
+        process = Process("transcriber", settings, argparse.Namespace())
         self.folder, self.transcriber = folder, Transcriber(process)
         self.transcriber.load(process)
 
-    def hear(self, sound: Samples, utterances: int = 1000) -> tuple[list[m.Body], bytes]:
+    def hear(
+        self, sound: Samples, utterances: int = 1000, language: str = "", state: bytes = b""
+    ) -> tuple[list[m.Body], bytes]:
         """What becomes of (the first few of) the utterances in a recording, and the state after them."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         writer = backlog.Writer(folder, 60 * RATE)
         writer.append(0, sound.astype("<i2").tobytes())
         meta = backlog.Meta(
-            stream="s", source="s", lane="live", origin="", started_ns=1, resumable=True, ended=True, end=writer.end
+            stream="s",
+            source="s",
+            lane="live",
+            origin="",
+            started_ns=1,
+            resumable=True,
+            ended=True,
+            end=writer.end,
+            language=language,
         )
         backlog.write_meta(folder, meta)
-        at = m.At(n=0, positions={"audio": 0}, state=b"", head=0)
+        at = m.At(n=0, positions={"audio": 0}, state=state, head=0)
         session, found = self.transcriber.open(folder, meta, at), list[m.Body]()
         while len(found) < utterances and (step := session.scan()) is not None:
             if isinstance(step, Work):
@@ -97,6 +110,23 @@ def test_noise_right_after_speech_is_not_the_speech_again(ear: Ear) -> None:
         (body,) = step.events
         assert isinstance(body, m.Suppressed), (name, body)
         assert unpack(step.state).prompt == unpack(state).prompt, "what is not shown is nobody's prompt"
+
+
+TERMS = ("Dashwood", "Asterisk", "Niamh", "PBX", "IVR")
+
+
+def test_a_name_of_the_glossary_is_spelled_as_it_stands_there_and_not_heard_in_noise(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (clip,) = [c for c in speech.prompts("en") if c.path.stem == "demo-moreinfo"]
+    sound = speech.samples(clip.path)
+    assert "Asterisk" not in text(ear.hear(sound)[0]).split()[0], "else this proves nothing"
+    monkeypatch.setattr(ear.transcriber, "s", msgspec.structs.replace(ear.transcriber.s, glossary=TERMS))
+    heard, state = ear.hear(sound)
+    assert text(heard).startswith("Asterisk is an ")
+    for name in ("white noise -50 dBFS", "pink noise -40 dBFS"):
+        (body,) = ear.infer(state, sounds.computed_sounds()[name][: 4 * RATE]).events
+        assert isinstance(body, m.Suppressed) or not set(words(body.text)) & {t.casefold() for t in TERMS}, body
 
 
 def test_what_is_really_said_twice_is_heard_twice(ear: Ear) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,8 +17,13 @@ from capture.loopback import choose as choose_loopback
 from capture.microphone import Device, NoDevice
 from capture.network import Losses, bursts
 from capture.pcm import SAMPLE_BYTES, converter, unpacker
+from common import messages as m
+from common import models
+from common.child import Want
 from common.given_sources import Added, describe, parse, plain_name, shown, with_added
+from common.guests import Guests
 from common.settings import PCM_FORMATS, Settings, Source, UserError, lane, load
+from common.wire import run_dir
 
 pytestmark = pytest.mark.pure
 SECRETS = ("s3cret", "//me", "t0ken")
@@ -117,6 +124,35 @@ def test_added_sources_are_kept_in_private_files(settings: Settings) -> None:
     added.clear()
     assert added.all() == () and with_added(settings) == settings
     assert describe(cam) == "cam (file rtsp://cam/1)"
+
+
+@pytest.mark.parametrize(
+    ("model", "language", "taken"),
+    [
+        ("tiny.en", "", True),
+        ("tiny.en", "auto", True),
+        ("tiny.en", "pt", False),
+        ("base", "pt", True),
+        ("base", "xx", False),
+    ],
+)
+def test_a_language_that_the_model_does_not_know_is_refused_with_what_to_do(
+    settings: Settings, model: str, language: str, taken: bool
+) -> None:
+    source = Source(name="hall", kind="microphone", language=language)
+    guests = Guests(run_dir(settings), lambda s: Want(name=f"capture@{s.name}", source=s.name), model=model)
+    answer = guests.capture([], lambda want: SimpleNamespace(want=want), msgspec.json.encode(source).decode())  # type: ignore[arg-type,return-value]
+    assert isinstance(answer, m.Done) == taken
+    chosen = msgspec.structs.replace(settings.transcriber, model=model)
+    both = msgspec.structs.replace(settings, transcriber=chosen, source=(source,))
+    if taken:
+        models.check_sources(both)
+        return
+    assert isinstance(answer, m.Refused) and answer.reason.startswith(f"source hall: model {model} does not know")
+    with pytest.raises(UserError) as refused:
+        models.check_sources(both)
+    assert str(refused.value) == answer.reason and "\n" not in answer.reason
+    assert ("swapscribe models fetch base, then set transcriber.model=base" in answer.reason) == (language == "pt")
 
 
 def test_several_sources_stand_in_the_settings() -> None:

@@ -19,6 +19,7 @@ from workers.captions import looping
 from workers.decoding import Sound
 from workers.encoder import PLACE, encode, places
 from workers.interim import Interim, Shown, UnderWay
+from workers.prompts import Told
 
 pytestmark = pytest.mark.speech
 
@@ -29,7 +30,7 @@ def looks(audio: Samples, every_s: float = 0.5) -> list[Shown]:
     ends = [*range(RATE, len(audio), round(every_s * RATE)), len(audio)]
     for end in ends:
         now = UnderWay("s", 0, 0, end, end, audio[:end].tobytes())
-        pieces, known.language = run(transcriber().glimpses(now, end, known, ()))
+        pieces, known.language = run(transcriber().glimpses(now, end, known, Told(language="en")))
         seen.append(known.take(pieces, None if end == len(audio) else end // PLACE))
     return seen
 
@@ -41,7 +42,8 @@ def test_stable_words_of_real_speech_grow_and_are_those_of_the_final() -> None:
         seen = looks(audio)
         for before, after in itertools.pairwise(seen):
             changed += not after.stable.startswith(before.stable)
-        final = run(transcriber().decoder.hear(Sound(audio.tobytes(), (0, len(audio)), (0, len(audio))), ()))
+        sound = Sound(audio.tobytes(), (0, len(audio)), (0, len(audio)))
+        final = run(transcriber().decoder.hear(sound, Told(language="en")))
         whole = seen[-1].stable + seen[-1].unstable
         errors += word_errors(final.text, whole)
         said += len(words(final.text))

@@ -118,7 +118,7 @@ def test_it_joins_a_running_system_and_leaves_it_as_it_was(
     system.start()
     wait_for(lambda: "are up after" in system.launcher.output(), 60, "the system")
     refused = system("transcribe", str(jfk().path), "--language", "pt")
-    assert refused.returncode == 2 and "the running system has language 'auto'" in refused.stderr
+    assert refused.returncode == 1 and "does not know language 'pt'; one that does: swapscribe models" in refused.stderr
     argv = [*system._argv, "transcribe", str(jfk().path)]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=clean_environment(), timeout=200)
     assert done.returncode == 0, done.stderr
@@ -140,6 +140,11 @@ def test_it_joins_a_running_system_and_leaves_it_as_it_was(
         (["a.wav", "b.wav", "--format", "srt"], "need --out DIR"),
         (["a.wav", "--format", "doc"], "is not one of"),
         (["a.wav", "--out", "/proc/none"], "--out /proc/none"),
+        (["a.wav", "--language", "Portuguese"], "--language: 'Portuguese' is neither auto nor a code such as en or pt"),
+        (
+            [str(ROOT / "README.md"), "--language", "pt"],
+            "swapscribe models fetch base, then set transcriber.model=base",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line(folder: Path, settings: Settings, args: list[str], says: str) -> None:

@@ -1,4 +1,5 @@
-"""What cannot be read (a bad disk, a damaged or somebody else's file) is named, and stops nothing else."""
+"""What cannot be read (a bad disk, a damaged or somebody else's file, a language that the model does not know) is
+named, and stops nothing else."""
 
 from __future__ import annotations
 
@@ -45,6 +46,10 @@ def ended(settings: Settings) -> set[str]:
 def test_audio_that_cannot_be_read_waits_and_stops_no_other_stream(processes: Processes, settings: Settings) -> None:
     bad = recorded(settings, "a", 2.0)
     recorded(settings, "b", 2.0)
+    foreign = recorded(settings, "c", 2.0)
+    meta = backlog.read_meta(foreign)
+    assert meta
+    backlog.write_meta(foreign, msgspec.structs.replace(meta, language="pt"))
     (_, file), moved = backlog.audio_files(bad)[0], bad / "moved"
     file.rename(moved)
     file.mkdir()  # whoever opens it gets an error, also root
@@ -59,12 +64,15 @@ def test_audio_that_cannot_be_read_waits_and_stops_no_other_stream(processes: Pr
         beat = beats(client)
         return beat.workers["transcriber"].detail if beat and "transcriber" in beat.workers else ""
 
-    assert wait_for(said).startswith("a cannot be read: ")
+    wait_for(lambda: "a cannot be read: " in (why := said()) and "c waits: " in why, 20, "both reasons")
+    assert "model tiny.en does not know language 'pt'; one that does: swapscribe models fetch base" in said()
     file.rmdir()
     moved.rename(file)
-    wait_for(lambda: ended(settings) == {"a", "b"}, 30, "the end of both")
+    backlog.write_meta(foreign, meta)  # as its source says now
+    wait_for(lambda: ended(settings) == {"a", "b", "c"}, 30, "the end of all")
     wait_for(lambda: not said(), 10, "no complaint")
     assert worker.alive and worker.output().count("audio cannot be read") == 1
+    assert worker.output().count("stream waits") == 1
     client.close()
 
 

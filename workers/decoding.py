@@ -1,12 +1,14 @@
 """Whisper on one utterance, and on several at once: samples in, text with word times and a reason against it out.
 
 Alone, an utterance is decoded with the thresholds and fallbacks of Whisper's paper. At once, neighbours are packed into
-windows and the windows are one batch: greedy, with one prompt for all. Whatever raises a doubt there is decoded alone.
+windows and the windows are one batch: greedy, with one prompt and one language for all. Whatever raises a doubt there
+is decoded alone. Where the language is to be found out, the encoder's output is asked for it before the text is.
 No stream, no position and no lease here; the pieces of a generator are what can be interrupted.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,13 +17,17 @@ import numpy as np
 
 from common import messages as m
 from common.settings import TranscriberSettings
-from workers.captions import echoes, looping, loud, owners, packed, repeats, snapped
+from workers import glossary
+from workers.captions import echoes, looping, packed
+from workers.encoder import PLACE
+from workers.language import BETTER, Belief
+from workers.prompts import PROMPT_TOKENS, WHOLE, Prompts, Told, Try
 from workers.vad import Floats
+from workers.word_times import placed, shares, timed
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # fallback of Radford et al. 2022, section 4.5
-PROMPT_TOKENS = 100
 PROMPT_TEMPERATURE = 0.5  # text decoded hotter than this is no context for what follows
-EDGE_SAMPLES = m.SAMPLE_RATE // 5  # words may reach this far beyond what the VAD calls voice
+SILENT_PLACES = 200  # 4 s: without silence behind it hardly any language is recognised
 WINDOW_SAMPLES = 28 * m.SAMPLE_RATE  # neighbours packed together; a window has 30 s
 T = TypeVar("T")
 Pieces = Generator[None, None, T]
@@ -34,6 +40,11 @@ class Sound(NamedTuple):
     span: m.Span
     voiced: m.Span
 
+    @property
+    def seconds(self) -> float:
+        """Of speech."""
+        return (self.voiced[1] - self.voiced[0]) / m.SAMPLE_RATE
+
 
 class Decoded(msgspec.Struct, frozen=True, kw_only=True):
     """What the decoder made of an utterance; `reason` says why it must not be shown."""
@@ -44,6 +55,7 @@ class Decoded(msgspec.Struct, frozen=True, kw_only=True):
     words: tuple[m.Word, ...] = ()
     temperature: float = 0.0
     reason: str = ""
+    belief: Belief = Belief()  # about the stream's language, after this
 
     def prompt_after(self, before: tuple[int, ...]) -> tuple[int, ...]:
         """The text before what follows."""
@@ -62,23 +74,21 @@ class Decoder:
 
     def __init__(self, settings: TranscriberSettings, torch: Any, whisper: Any, model: Any, half: bool) -> None:
         self.s, self.torch, self.whisper, self.model, self.half = settings, torch, whisper, model, half
+        self.prompts = Prompts(settings, whisper, model)
 
     # Memory
 
-    def working_bytes(self, windows: int) -> int:
-        """Of so many windows at once: one in the encoder, caches of the decoder, and the attention that word times of
-        one are made from."""
+    def working_bytes(self, windows: int, terms: int = 0) -> int:
+        """Of so many windows at once, with so many tokens of a glossary: one in the encoder, caches of the decoder, and
+        the attention that word times of one are made from."""
         d, size = self.model.dims, 2 if self.half else 4
         encoder = d.n_audio_ctx * (12 * d.n_audio_state + d.n_audio_head * d.n_audio_ctx) * size
         caches = 2 * d.n_text_layer * (d.n_text_ctx + d.n_audio_ctx) * d.n_text_state * size
         features = d.n_audio_ctx * d.n_audio_state * size
         aligned = d.n_text_layer * d.n_text_head * d.n_text_ctx * d.n_audio_ctx * size
-        begun = windows * self._longest_prompt() * (4 + size)  # the prompt's logits, and once more in float32
+        begun = windows * self.prompts.longest(terms) * (4 + size)  # the prompt's logits, and once more in float32
         logits = max(d.n_text_ctx * 4, begun) * d.n_vocab
         return int(encoder + windows * caches + (windows - 1) * features + aligned + logits)
-
-    def _longest_prompt(self) -> int:
-        return len(self.first_prompt()) + PROMPT_TOKENS + 8  # marks of the language, the task and such
 
     def rehearse(self, windows: int) -> Iterator[None]:
         """Whole windows, decoded as far as the decoder goes, with word times."""
@@ -86,13 +96,13 @@ class Decoder:
         mel = self.torch.zeros(d.n_mels, w.audio.N_FRAMES)
         features = self.model.embed_audio(self.moved(mel)[None])[0]
         yield
-        tokenizer = self.tokenizer(self.language() or "en")
+        tokenizer = self.prompts.tokenizer("en")
         tokens = tokenizer.encode(" and so on" * 80)[: d.n_text_ctx // 2 - 8]
         result = w.DecodingResult(audio_features=features, language=tokenizer.language, tokens=tokens)
         batch = self.torch.stack([features] * windows)
         caches, hooks = self.model.install_kv_cache_hooks()
         try:
-            for part in (tokens[: self._longest_prompt()], *([token] for token in tokens)):
+            for part in (tokens[: self.prompts.longest()], *([token] for token in tokens)):
                 last = self.torch.tensor([part] * windows).to(features.device)
                 self.model.decoder(last, batch, kv_cache=caches).argmax()
         finally:
@@ -104,7 +114,7 @@ class Decoder:
 
     # One utterance
 
-    def hear(self, sound: Sound, prompt: tuple[int, ...]) -> Pieces[Decoded]:
+    def hear(self, sound: Sound, told: Told) -> Pieces[Decoded]:
         """Decode one utterance; never raises on odd audio, always says what it made of it."""
         audio = floats(sound.pcm)
         if self._too_quiet(audio):
@@ -112,59 +122,104 @@ class Decoder:
         spectrum = self._spectrum(audio)
         features = self.model.embed_audio(self.moved(spectrum.mel)[None])[0]
         yield
-        result = yield from self._decode(features, sound.span[0], prompt)
+        if told.language:
+            result, belief = (yield from self._decode(features, sound.span[0], told)), told.belief
+        else:
+            result, belief = yield from self._decode_in_its_language(features, sound, told)
         text = result.text.strip()
         reason = self._why_not(result, text)
         if reason:
             return Decoded(text=text, language=result.language, reason=reason)
         yield
-        words = placed(self._timed(spectrum, features, result), sound, audio)
-        tokens = tuple(t for t in result.tokens if t < self.tokenizer(result.language).eot)
+        words = placed(self._timed(spectrum, features, result), sound.span, sound.voiced, audio)
+        tokens = tuple(t for t in result.tokens if t < self.prompts.tokenizer(result.language).eot)
         return Decoded(
-            text=text, tokens=tokens, language=result.language, words=words, temperature=float(result.temperature)
+            text=text,
+            tokens=tokens,
+            language=result.language,
+            words=words,
+            temperature=float(result.temperature),
+            belief=belief,
         )
 
-    def _decode(self, features: Floats, first: int, prompt: tuple[int, ...]) -> Pieces[Any]:
-        """Greedy with the prompt, then without it (it is what loops feed on), then warmer and warmer.
+    def _decode_in_its_language(self, features: Floats, sound: Sound, told: Told) -> Pieces[tuple[Any, Belief]]:
+        """In the language that the belief holds after this utterance; in a rival too where there is reason to doubt."""
+        probs = self.languages(next(self.parts(features, [sound.span])))
+        yield
+        belief = (told.belief.paused() if told.paused else told.belief).heard(probs, sound.seconds)
+        result = yield from self._decode(features, sound.span[0], told.within(belief.best))
+        failed = bool(self._why_not(result, result.text.strip()))
+        if rival := belief.rival(probs, result.avg_logprob, failed):
+            yield
+            other = yield from self._decode(features, sound.span[0], told.within(rival))
+            better = failed or other.avg_logprob > result.avg_logprob + BETTER
+            if better and not self._why_not(other, other.text.strip()):
+                return other, belief.proved(rival).wrote(other.avg_logprob)
+        return result, belief.wrote(result.avg_logprob)
+
+    def _decode(self, features: Floats, first: int, told: Told) -> Pieces[Any]:
+        """Greedy with the prompt, then without the text before (it is what loops feed on), then warmer and warmer.
 
         Where nobody speaks, the decoder is sure of what the prompt tells it. So what repeats the text before counts
-        only when it is heard without that text, and what may be no speech only when it is heard without any prompt.
+        only when it is heard without that text, what may be no speech only when it is heard without any prompt, and
+        what is mostly glossary only when something like it is heard without the glossary.
         """
-        lead = self.first_prompt()
-        tries = [(TEMPERATURES[0], lead + prompt)] + [(t, lead) for t in (TEMPERATURES if prompt else TEMPERATURES[1:])]
-        result = None
+        warmer = TEMPERATURES if told.before else TEMPERATURES[1:]
+        tries = [WHOLE, *(Try(t, glossary=True, lead=True) for t in warmer)]
+        result = named = None
         while tries:
             if result:
                 yield  # each try may take as long as the decoder goes
-            (temperature, context), *tries = tries
+            this, *tries = tries
+            context = self.prompts.tokens(told, this)
             self.torch.manual_seed(first)  # sampling is a function of the place in the stream
-            result = self.model.decode(features, self._options(temperature, context))
+            result = self.model.decode(features, self._options(this.temperature, told.language, context))
             quiet = result.no_speech_prob > self.s.no_speech_threshold
             unsure = result.avg_logprob < self.s.logprob_threshold
             if quiet and unsure:
                 break
             if context and (quiet or echoes(result.text, self.s.first_prompt)):
-                tries = [(t, ()) for t in TEMPERATURES]  # what it says again without any prompt was really said
+                tries = [Try(t) for t in TEMPERATURES]  # what it says again without any prompt was really said
                 continue
-            if len(context) > len(lead) and self._repeats(result, prompt):
+            if this.glossary and glossary.mostly(result.text, told.terms):
+                named = named or result
+                tries = [t._replace(glossary=False) for t in (this, *tries)]
+                continue
+            if this.before and self.prompts.repeats(result.text, told):
                 continue
             if not (unsure or result.compression_ratio > self.s.compression_ratio_threshold):
                 break
+        assert result
+        if named and not quiet and not self._why_not(result, result.text.strip()):
+            return named if glossary.alike(named.text, result.text) else result
         return result
+
+    def languages(self, features: Any) -> dict[str, float]:
+        """How probable each language is in what was encoded, (places, state), which must end with silence."""
+        tokenizer = self.prompts.tokenizer("en")
+        begin = self.torch.tensor([[tokenizer.sot]], device=features.device)
+        with self.torch.no_grad():
+            logits = self.model.decoder(begin, features[None])[0, 0, list(tokenizer.all_language_tokens)]
+        return dict(zip(tokenizer.all_language_codes, logits.float().softmax(-1).tolist(), strict=True))
+
+    def parts(self, features: Any, spans: Sequence[m.Span]) -> Iterator[Any]:
+        """What was encoded of each utterance of a window, and the silence behind the last: (places, state)."""
+        ends = np.cumsum([0, *(span[1] - span[0] for span in spans)]) // PLACE
+        silence = features[ends[-1] : ends[-1] + SILENT_PLACES]
+        for start, end in itertools.pairwise(ends):
+            yield self.torch.cat([features[start:end], silence])
 
     # Several
 
-    @property
-    def packs(self) -> bool:
-        """Not where the language of each is to be found out: a window has one."""
-        return self.language() is not None
-
     def windows(self, sounds: Sequence[Sound]) -> list[range]:
         """Which of the utterances are packed into each window."""
-        return packed([s.span[1] - s.span[0] for s in sounds], WINDOW_SAMPLES if self.packs else 0)
+        return packed([s.span[1] - s.span[0] for s in sounds], WINDOW_SAMPLES)
 
-    def hear_all(self, sounds: Sequence[Sound], prompt: tuple[int, ...]) -> Pieces[list[Decoded | None]]:
-        """Decode several utterances as one batch. None: there is a doubt about it, it must be heard alone."""
+    def hear_all(self, sounds: Sequence[Sound], told: Told) -> Pieces[list[Decoded | None]]:
+        """Decode several utterances as one batch. None: there is a doubt about it, it must be heard alone.
+
+        Where the language is to be found out it must be settled: who speaks another one in between is heard alone.
+        """
         done: list[Decoded | None] = [None] * len(sounds)
         audio = [floats(s.pcm) for s in sounds]
         windows = self.windows(sounds)
@@ -173,38 +228,35 @@ class Decoder:
             spectra.append(self._spectrum(np.concatenate([audio[i] for i in window])))
             features.append(self.model.embed_audio(self.moved(spectra[-1].mel)[None])[0])
             yield
-        options = self._options(TEMPERATURES[0], self.first_prompt() + prompt)
+        language = told.language or told.belief.best
+        same, belief = told.within(language), told.belief.paused() if told.paused else told.belief
+        options = self._options(TEMPERATURES[0], language, self.prompts.tokens(same))
         results = self.model.decode(self.torch.stack(features), options)
         for window, spectrum, heard, result in zip(windows, spectra, features, results, strict=True):
-            if self._doubtful(result, prompt):
+            if self._doubtful(result, same):
                 continue
             yield
-            timed = self._timed(spectrum, heard, result)
-            for i, share in self._shares(timed, [sounds[i] for i in window], window):
+            spoken = [(sounds[i].span, sounds[i].voiced) for i in window]
+            words = shares(self._timed(spectrum, heard, result), spoken)
+            for i, share, part in zip(window, words, self.parts(heard, [s for s, _ in spoken]), strict=True):
+                after = belief
+                if not told.language:
+                    after = belief.heard(self.languages(part), sounds[i].seconds).wrote(result.avg_logprob)
+                    if after.best != language:
+                        return done  # somebody speaks another language from here on
                 text = "".join(word["word"] for word in share).strip()
-                if not self._too_quiet(audio[i]) and text.strip(" .,!?-…"):
-                    tokens = tuple(self.tokenizer(result.language).encode(" " + text))
-                    words = placed(share, sounds[i], audio[i])
-                    done[i] = Decoded(text=text, tokens=tokens, language=result.language, words=words)
+                if self._too_quiet(audio[i]) or not text.strip(" .,!?-…") or glossary.mostly(text, told.terms):
+                    continue
+                belief = after
+                tokens = tuple(self.prompts.tokenizer(language).encode(" " + text))
+                at = placed(share, sounds[i].span, sounds[i].voiced, audio[i])
+                done[i] = Decoded(text=text, tokens=tokens, language=language, words=at, belief=belief)
         return done
 
-    def _doubtful(self, result: Any, prompt: tuple[int, ...]) -> bool:
+    def _doubtful(self, result: Any, told: Told) -> bool:
         quiet = result.no_speech_prob > self.s.no_speech_threshold
-        echo = echoes(result.text, self.s.first_prompt) or (bool(prompt) and self._repeats(result, prompt))
+        echo = echoes(result.text, self.s.first_prompt) or self.prompts.repeats(result.text, told)
         return quiet or echo or bool(self._why_not(result, result.text.strip()))
-
-    @staticmethod
-    def _shares(timed: list[dict[str, Any]], sounds: Sequence[Sound], window: range) -> Iterator[tuple[int, list[Any]]]:
-        """For each utterance of a window: its number, and its words in seconds from its own start."""
-        starts = np.cumsum([0, *(s.span[1] - s.span[0] for s in sounds)]) / m.SAMPLE_RATE
-        voices = [
-            (at + (s.voiced[0] - s.span[0]) / m.SAMPLE_RATE, at + (s.voiced[1] - s.span[0]) / m.SAMPLE_RATE)
-            for at, s in zip(starts, sounds, strict=False)
-        ]
-        owner = owners([(w["start"], w["end"]) for w in timed], voices)
-        for k, at in enumerate(starts[:-1]):
-            mine = [w for w, whose in zip(timed, owner, strict=True) if whose == k]
-            yield window[k], [w | {"start": w["start"] - at, "end": w["end"] - at} for w in mine]
 
     # What both are made of
 
@@ -221,32 +273,13 @@ class Decoder:
         """A spectrogram where the model is, in its precision."""
         return mel.to(self.model.device, self.torch.float16 if self.half else self.torch.float32)
 
-    def _options(self, temperature: float, context: tuple[int, ...]) -> Any:
+    def _options(self, temperature: float, language: str, context: tuple[int, ...]) -> Any:
         return self.whisper.DecodingOptions(
-            language=self.language(),
+            language=language,
             temperature=temperature,
             prompt=list(context) or None,
             without_timestamps=True,
             fp16=self.half,
-        )
-
-    def _repeats(self, result: Any, prompt: tuple[int, ...]) -> bool:
-        return repeats(result.text, self.tokenizer(result.language).decode(prompt))
-
-    def first_prompt(self) -> tuple[int, ...]:
-        """Tokens that make the decoder expect running speech; without any context it mishears short utterances."""
-        if not self.s.first_prompt or (self.model.is_multilingual and self.s.language != "en"):
-            return ()
-        return tuple(self.tokenizer("en").encode(" " + self.s.first_prompt.strip()))
-
-    def language(self) -> str | None:
-        if self.s.language != "auto":
-            return self.s.language
-        return None if self.model.is_multilingual else "en"
-
-    def tokenizer(self, language: str) -> Any:
-        return self.whisper.tokenizer.get_tokenizer(
-            self.model.is_multilingual, num_languages=self.model.num_languages, language=language, task="transcribe"
         )
 
     def _why_not(self, result: Any, text: str) -> str:
@@ -262,45 +295,9 @@ class Decoder:
         return ""
 
     def _timed(self, spectrum: Spectrum, features: Any, result: Any) -> list[dict[str, Any]]:
-        """Words with seconds from the window's start, by cross-attention alignment."""
-        segment: dict[str, Any] = {"seek": 0, "start": 0.0, "end": spectrum.frames / 100, "tokens": result.tokens}
-        self.whisper.timing.add_word_timestamps(
-            segments=[segment],
-            model=Heard(self.model, features),
-            tokenizer=self.tokenizer(result.language),
-            mel=spectrum.mel,
-            num_frames=spectrum.frames,
-            last_speech_timestamp=0.0,
-        )
-        found: list[dict[str, Any]] = segment["words"]
-        return found
-
-
-class Heard:
-    """A model that has heard this audio: whisper's alignment asks for a full forward, but the encoder ran before."""
-
-    def __init__(self, model: Any, features: Any) -> None:
-        self._model, self._features = model, features
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __call__(self, mel: Any, tokens: Any) -> Any:
-        return self._model.decoder(tokens, self._features[None])
+        tokenizer = self.prompts.tokenizer(result.language)
+        return timed(self.whisper, self.model, tokenizer, spectrum.mel, spectrum.frames, features, result.tokens)
 
 
 def floats(pcm: bytes) -> Floats:
     return np.frombuffer(pcm, "<i2").astype(np.float32) / 32768.0
-
-
-def placed(timed: list[dict[str, Any]], sound: Sound, audio: Floats) -> tuple[m.Word, ...]:
-    """Words in seconds from the utterance's start as samples of the stream: monotone, within the voice."""
-    span, voiced = sound.span, sound.voiced
-    low, high = max(span[0], voiced[0] - EDGE_SAMPLES), min(span[1], voiced[1] + EDGE_SAMPLES)
-    words, at = [], low
-    for w in timed:
-        start = min(max(span[0] + round(w["start"] * m.SAMPLE_RATE), at), high)
-        end = min(max(span[0] + round(w["end"] * m.SAMPLE_RATE), start), high)
-        words.append(m.Word(text=w["word"], span=(start, end), p=round(float(w["probability"]), 4)))
-        at = end
-    return snapped(tuple(words), loud(audio), span[0], high)

@@ -62,6 +62,10 @@ class Hearing(Worker):
         self._held_up = False  # an utterance waits for the model
         self._told = (False, False)  # is it silent for long enough, is a caption owed: as the arbiter was last told
 
+    def refuses(self, meta: backlog.Meta) -> str:
+        """Why a stream cannot be read as things are, for people: it waits until they change. Empty: it can."""
+        return ""
+
     @abstractmethod
     def open(self, folder: Path, meta: backlog.Meta, at: m.At) -> Session: ...
 
@@ -170,7 +174,8 @@ class Hearing(Worker):
         self._finished = {n: v for n, v in self._finished.items() if (self.settings.streams / n).exists()}
         for name, session in list(self.sessions.items()):
             meta = backlog.read_meta(session.folder) or session.meta
-            if not session.folder.exists() or meta.started_ns != session.meta.started_ns:  # purged (and here again)
+            again = meta.language != session.meta.language  # we may not know that one
+            if again or not session.folder.exists() or meta.started_ns != session.meta.started_ns:  # purged (and here)
                 del self.sessions[name]
             session.meta = meta
         self._catch_up.only(self.sessions.keys() | self._unreadable.keys())
@@ -186,6 +191,12 @@ class Hearing(Worker):
             body = m.StreamStarted(source=meta.source, lane=meta.lane, started_ns=meta.started_ns)
             at = runner.commit(folder.name, at.n, Step(positions={"meta": 1, "audio": 0}, events=(body,), state=b""))
         if at is None:
+            return
+        why = self.refuses(meta) if at.positions.get("meta", 0) < 2 else ""
+        if why:
+            if folder.name not in self._unreadable:
+                self.log.warning("stream waits", stream=folder.name, reason=why)
+            self._unreadable[folder.name] = (time.monotonic() + UNREADABLE_S, f"{folder.name} waits: {why}")
             return
         self._take_place(folder, meta, at, which)
         if folder.name in self.sessions:

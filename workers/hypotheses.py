@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from common.messages import SAMPLE_RATE
-from workers.captions import echoes, looping, repeats
+from workers.captions import echoes, looping
 from workers.decoding import Decoder, Pieces, floats
 from workers.encoder import PAD_S, PLACE, encode, places
+from workers.glossary import mostly
 from workers.interim import Interim, Piece, UnderWay, text
+from workers.prompts import WHOLE, Told
 
 SAME_PLACE = 10  # encoder places, 0.2 s: a token again, heard no further away than this, is the same sound
 TOKENS_S = 8  # nobody speaks more in a second
@@ -33,12 +35,12 @@ class Glimpses:
         for layer, head in self._model.alignment_heads.indices().T.tolist():
             self._heads.setdefault(layer, []).append(head)
 
-    def __call__(self, now: UnderWay, upto: int, known: Interim, before: tuple[int, ...]) -> Pieces[Found]:
-        """What follows the stable words in the audio before `upto`, with `before` as the text before; the language.
+    def __call__(self, now: UnderWay, upto: int, known: Interim, told: Told) -> Pieces[Found]:
+        """What follows the stable words in the audio before `upto`; the language, which stays once a word is stable.
 
         Nothing where the whole may be no speech, a loop, or what the prompt says: the final has better means.
         """
-        d, s = self._decoder, self._decoder.s
+        d, s, prompts = self._decoder, self._decoder.s, self._decoder.prompts
         audio = floats(now.pcm[: (upto - now.start) * 2])
         with self._torch.no_grad():
             pad = round(PAD_S * SAMPLE_RATE) + PLACE
@@ -46,16 +48,25 @@ class Glimpses:
             features = encode(self._torch, self._model, d.moved(mel), places(len(audio), d.model.dims.n_audio_ctx))
         yield
         pieces, silent, said = list[Piece](), 0.0, ""
-        with self._torch.no_grad():
-            language = known.language or d.language() or self._language(features)
-        tokenizer = d.tokenizer(language)
-        for context in (before, ()):
+        language = told.language or (known.language if known.stable else "")
+        if not language:
+            belief = told.belief.paused() if told.paused else told.belief
+            language = belief.heard(d.languages(features[0]), (upto - now.onset) / SAMPLE_RATE).best
+        told, tokenizer = told.within(language), prompts.tokenizer(language)
+        tries = [WHOLE]
+        while tries:
+            this = tries.pop()
             with self._torch.no_grad():
-                pieces, silent = self._decode(features, tokenizer, d.first_prompt() + context, known.stable, len(audio))
+                prompt = prompts.tokens(told, this)
+                pieces, silent = self._decode(features, tokenizer, prompt, known.stable, len(audio))
             said = text([*known.stable, *pieces])
-            if not (context and repeats(said, tokenizer.decode(context))):
-                break
-            yield  # it counts when it is heard without that text
+            # What it was told counts when it is heard without that text.
+            if this.glossary and mostly(said, told.terms):
+                tries = [this._replace(glossary=False)]
+                yield
+            elif this.before and prompts.repeats(said, told):
+                tries = [this._replace(before=False)]
+                yield
         doubt = silent > s.no_speech_threshold or looping(said) or echoes(said, s.first_prompt)
         return () if doubt else pieces, language
 
@@ -136,13 +147,6 @@ class Glimpses:
             q = queries[layer].view(n, 1, -1)[self._heads[layer]]  # (heads, 1, size)
             total = total + ((q @ k) * q.shape[-1] ** -0.5).float().softmax(-1).sum((0, 1))
         return int(total.argmax())  # type: ignore[attr-defined]
-
-    def _language(self, features: Any) -> str:
-        tokenizer = self._decoder.tokenizer("en")
-        tokens = self._torch.tensor([[tokenizer.sot]], device=features.device)
-        logits = self._model.decoder(tokens, features)[0, 0, list(tokenizer.all_language_tokens)]
-        code: str = tokenizer.all_language_codes[int(logits.argmax())]
-        return code
 
     def _never(self, tokenizer: Any) -> list[int]:
         """Tokens that are no speech, as whisper's own decoding leaves them out."""

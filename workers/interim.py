@@ -30,6 +30,8 @@ class UnderWay(NamedTuple):
     voice_end: int  # and has last been heard before here
     heard: int
     pcm: bytes  # s16le from `start` to `heard`
+    language: str = ""  # as its source says; empty: as in the settings
+    glossary: tuple[str, ...] = ()  # of its source
 
 
 class Piece(NamedTuple):

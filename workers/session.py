@@ -26,6 +26,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     voiced: m.Span
     pcm: bytes  # s16le of `speech`
     state: bytes  # scan state after `span`
+    language: str = ""  # as its source says; empty: as in the settings
+    glossary: tuple[str, ...] = ()  # of its source
 
 
 class Session(ABC):

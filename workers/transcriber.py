@@ -1,9 +1,9 @@
 """The transcriber: audio of the backlog in, final text with word times out; every sample gets its class.
 
 Scan: `utterances` cuts with Silero VAD. Infer: `decoding` has openai-whisper decode one utterance in one window. A
-final is a pure function of samples, settings and the state that travels with the position (VAD state and the words
-before, which are the decoder's prompt), so a restart after a kill writes exactly what would have been written. Only
-where captions are late several utterances are decoded at once, with one prompt for all.
+final is a pure function of samples, settings and the state that travels with the position (VAD state, the words
+before, which are the decoder's prompt, and which language is spoken), so a restart after a kill writes exactly what
+would have been written. Only where captions are late several utterances are decoded at once, with one prompt for all.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 
 from common import backlog, card, models
 from common import messages as m
+from common.given_sources import with_added
 from common.process import Process, arguments, main
 from common.settings import TranscriberSettings, UserError
 from workers._torch import set_up, unfilled, whisper_without_compiler
@@ -25,7 +26,9 @@ from workers.decoding import Decoded, Decoder, Pieces, Sound
 from workers.hearing import Hearing
 from workers.hypotheses import Glimpses
 from workers.interim import Interim, UnderWay
+from workers.language import Belief
 from workers.live_text import Glimpse, LiveText
+from workers.prompts import Told
 from workers.session import Session, Work
 from workers.steps import Step
 from workers.utterances import State, Utterances, unpack
@@ -50,14 +53,8 @@ class Transcriber(Hearing):
 
     def load(self, process: Process) -> Sequence[Any]:
         known = models.model(self.s.model)
-        if self.s.language != "auto" and not known.knows(self.s.language):
-            other = models.for_language(self.s.language)
-            get = (
-                f"swapscribe models fetch {other.name}, then set transcriber.model={other.name}"
-                if other
-                else "none here does"
-            )
-            raise UserError(f"model {self.s.model} does not know language {self.s.language!r}; one that does: {get}")
+        if refused := models.unknown_language(known, self.s.language):
+            raise UserError(refused)
         folder = models.available(process.settings, self.s.model, check=True)
         vad_folder = models.available(process.settings, "silero_vad", check=True)
         self.torch = torch = set_up(self.s.threads, process.settings.cache)
@@ -82,14 +79,40 @@ class Transcriber(Hearing):
         self.decoder = Decoder(self.s, torch, whisper, model, self.half)
         self.choose_windows()
         self.glimpses = Glimpses(self.decoder)
+        self._know_languages(process, known)
         self._sha256 = models.stored(folder).sha256
         return [model]
+
+    def _know_languages(self, process: Process, known: models.Model) -> None:
+        """What the sources that are known of may ask of the decoder; and what may surprise people, said once."""
+        self._known, prompts = known, self.decoder.prompts
+        self._fitting: dict[tuple[str, ...], tuple[str, ...]] = {}
+        sources = with_added(process.settings).source
+        for more in ((), *(s.glossary for s in sources)):
+            prompts.most_terms = max(prompts.most_terms, len(prompts.terms(self._terms(more))))
+        if only := models.only_language(process.settings):
+            process.log.info(only)
+
+    def _terms(self, more: Sequence[str]) -> tuple[str, ...]:
+        """Those of the source first: they go last where place is short."""
+        wanted = tuple(dict.fromkeys((*more, *self.s.glossary)))
+        if wanted not in self._fitting:
+            fit = self._fitting[wanted] = self.decoder.prompts.fitting(wanted)
+            if len(fit) < len(wanted):
+                left = ", ".join(wanted[len(fit) :])
+                self.log.warning("the glossary is too long: its end is not used", terms=len(wanted), left=left[:200])
+        return self._fitting[wanted]
+
+    def refuses(self, meta: backlog.Meta) -> str:
+        return models.unknown_language(self._known, meta.language or self.s.language)
 
     def choose_windows(self) -> None:
         self._windows = min(self.s.batch_most, self.s.batch_windows or (CUDA_WINDOWS if self.half else 1))
 
     def key(self) -> str:
-        return f"{self.s.model} {self._sha256} threads={self.s.threads} half={self.half} windows={self._windows}"
+        most = self.decoder.prompts.most_terms
+        shape = f"threads={self.s.threads} half={self.half} windows={self._windows}"
+        return f"{self.s.model} {self._sha256} {shape}" + (f" terms={most}" if most else "")
 
     def working_bytes(self) -> int:
         return self.decoder.working_bytes(self._windows)
@@ -109,37 +132,53 @@ class Transcriber(Hearing):
         return self.live_text.turn(runner, live)
 
     def glimpse(self, state: bytes, now: UnderWay, upto: int, known: Interim) -> Glimpse:
-        return self.glimpses(now, upto, known, self._prompt(unpack(state), now.start))
+        return self.glimpses(now, upto, known, self._told(unpack(state), now.start, now.language, now.glossary))
 
     # -- infer ------------------------------------------------------------------------------------------------------
 
     def infer(self, state: bytes, work: Work) -> Pieces[Step]:
         before = unpack(state)
-        done = yield from self.decoder.hear(sound(work), self._prompt(before, work.speech[0]))
+        done = yield from self.decoder.hear(sound(work), self._told_of(before, work))
         return self._became(before, work, done)
 
-    def _prompt(self, before: State, start: int) -> tuple[int, ...]:
-        """The text before an utterance, if it is near enough to be context."""
-        near = start - before.prompt_end <= self.s.prompt_within_s * m.SAMPLE_RATE
-        return before.prompt if near and before.model == self.s.model else ()
+    def _told_of(self, before: State, work: Work) -> Told:
+        return self._told(before, work.speech[0], work.language, work.glossary)
+
+    def _told(self, before: State, start: int, language: str, glossary: Sequence[str]) -> Told:
+        """Text before an utterance is its context if it is near enough, and as long as it is in the same language."""
+        quiet_s = (start - before.prompt_end) / m.SAMPLE_RATE
+        near = quiet_s <= self.s.prompt_within_s and before.model == self.s.model
+        return Told(
+            language=self.decoder.prompts.fixed(language),
+            before=before.prompt if near else (),
+            belief=before.belief if before.model == self.s.model else Belief(),
+            paused=quiet_s > self.s.language_pause_s,
+            terms=self._terms(glossary),
+        )
 
     def _became(self, before: State, work: Work, done: Decoded) -> Step:
-        prompt, prompt_end = self._prompt(before, work.speech[0]), before.prompt_end
+        told, prompt_end = self._told_of(before, work), before.prompt_end
+        belief = told.belief
+        prompt = told.before
         if done.text and not done.reason:
-            prompt, prompt_end = done.prompt_after(prompt), work.speech[1]
-        after = State(vad=work.state, prompt=prompt, prompt_end=prompt_end, model=self.s.model)
+            prompt = done.prompt_after(told.within(done.language).before)
+            prompt_end, belief = work.speech[1], done.belief
+            if belief.best != told.belief.best:
+                self.log.info("language", stream=work.stream, now=belief.best, before=told.belief.best or "not known")
+        after = State(vad=work.state, prompt=prompt, prompt_end=prompt_end, model=self.s.model, belief=belief)
         return self._step(work, self._body(m.segment_id(work.stream, work.speech[0]), work.speech, done), after)
 
     # Catching up
 
     def together(self, session: Session, late_s: float) -> int:
         """A recording is not late: its captions had better be the same each time."""
-        pays = self._windows > 1 or self.decoder.packs
-        return how_many(late_s, self.s) if pays and session.meta.lane == "live" else 1
+        of_one_language = self.decoder.prompts.fixed(session.meta.language) or unpack(session.at.state).belief.settled
+        return how_many(late_s, self.s) if of_one_language and session.meta.lane == "live" else 1
 
     def bytes_of(self, works: Sequence[Work]) -> int:
         windows = len(self.decoder.windows([sound(w) for w in works]))
-        return self.decoder.working_bytes(min(windows, self._windows))
+        terms = len(self.decoder.prompts.terms(self._terms(works[0].glossary)))
+        return self.decoder.working_bytes(min(windows, self._windows), terms)
 
     def too_large(self) -> None:
         self._windows = max(1, self._windows // 2)
@@ -148,14 +187,12 @@ class Transcriber(Hearing):
         """The first windows of them, with the prompt that the first one has; what raises a doubt then alone."""
         windows = self.decoder.windows([sound(w) for w in works])[: self._windows]
         works = works[: windows[-1].stop]
-        found = yield from self.decoder.hear_all(
-            [sound(w) for w in works], self._prompt(unpack(state), works[0].speech[0])
-        )
+        found = yield from self.decoder.hear_all([sound(w) for w in works], self._told_of(unpack(state), works[0]))
         for work, done in zip(works, found, strict=True):
             before = unpack(steps[-1].state if steps else state)
             if done is None:
                 yield
-                done = yield from self.decoder.hear(sound(work), self._prompt(before, work.speech[0]))
+                done = yield from self.decoder.hear(sound(work), self._told_of(before, work))
             steps.append(self._became(before, work, done))
 
     def _step(self, work: Work, body: m.Body, after: State) -> Step:
@@ -163,10 +200,14 @@ class Transcriber(Hearing):
         return Step(positions={"audio": work.span[1]}, events=(*silence, body), state=m.encode(after))
 
     def skipped(self, state: bytes, work: Work, gap: m.Gap) -> Step:
-        return self._step(work, gap, State(vad=work.state))
+        before = unpack(state)
+        return self._step(work, gap, State(vad=work.state, model=before.model, belief=before.belief))
 
     def again(self, stream: str, gap: m.Gap, pcm: bytes) -> Pieces[m.Body]:
-        done = yield from self.decoder.hear(Sound(pcm, gap.span, gap.span), ())
+        meta = backlog.read_meta(self.settings.streams / stream)
+        language, terms = (meta.language, meta.glossary) if meta else ("", ())
+        told = Told(language=self.decoder.prompts.fixed(language), terms=self._terms(terms))
+        done = yield from self.decoder.hear(Sound(pcm, gap.span, gap.span), told)
         body = self._body(gap.segment, gap.span, done)
         old = f"{gap.segment}/{gap.revision}"
         return msgspec.structs.replace(body, revision=gap.revision + 1, supersedes=old)

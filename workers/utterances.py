@@ -16,6 +16,7 @@ import numpy as np
 from common import backlog
 from common import messages as m
 from workers.interim import UnderWay
+from workers.language import Belief
 from workers.session import Session, Work
 from workers.steps import Step
 from workers.vad import FRAME, Cut, Floats, Rules, Segmenter, Vad
@@ -24,12 +25,13 @@ SCAN_SAMPLES = 30 * m.SAMPLE_RATE  # audio looked at before others get their tur
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """What travels with the audio position: the VAD's recurrent state and the text before."""
+    """What travels with the audio position: the VAD's recurrent state, the text before, which language is spoken."""
 
     vad: bytes = b""
     prompt: tuple[int, ...] = ()
     prompt_end: int = 0
     model: str = ""  # whose tokens `prompt` are
+    belief: Belief = Belief()
 
 
 _state = msgspec.msgpack.Decoder(State)
@@ -154,6 +156,8 @@ class Utterances(Session):
             voice_end=origin + end * FRAME,
             heard=origin + heard,
             pcm=bytes(self._pcm[first * 2 : heard * 2]),
+            language=self.meta.language,
+            glossary=self.meta.glossary,
         )
 
     def _frame(self) -> None:
@@ -212,6 +216,8 @@ class Utterances(Session):
             voiced=found.voiced,
             pcm=bytes(self._pcm[(found.start - self.position) * 2 : (found.end - self.position) * 2]),
             state=found.state.tobytes(),
+            language=self.meta.language,
+            glossary=self.meta.glossary,
         )
 
     def _hole(self, chunk: backlog.Chunk) -> Step:
@@ -233,7 +239,8 @@ class Utterances(Session):
             return None
         segment = m.segment_id(self.meta.stream, start)
         gap = m.Gap(span=(start, end), reason="failed", retryable=True, segment=segment)
-        return Step(positions={"audio": end}, events=(gap,), state=m.encode(State(vad=self._vad.start().tobytes())))
+        after = State(vad=self._vad.start().tobytes(), belief=unpack(self.at.state).belief)
+        return Step(positions={"audio": end}, events=(gap,), state=m.encode(after))
 
     def moved(self, at: m.At) -> None:
         position = at.positions["audio"]
