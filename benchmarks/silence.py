@@ -10,7 +10,8 @@ interval is such that there are as many of them as in the case before it.
 A burst begins when the arbiter revokes the transcriber's lease (its log, wall clock). What was to be heard then is
 told by the audio alone: the anchors of the backlog say which sample was heard at that time, and it is silence when the
 VAD, over the whole recording and apart from any run, hears no voice in the `gpu.silence_s` before that sample. Beside
-it, the turns of the reference. A start that had waited `gpu.patience_s` is a miss even in a pause. Caption delay: from
+it, the turns of the reference. A start by patience or overdue (`live.gpu` says so) is a miss even in a pause; one in
+silence is none, however long it waited: minutes given back after a piece go on waiting. Caption delay: from
 the end of the last word of a segment, when it was to be heard, to its Transcript in the hands of a subscriber.
 The first minute is not counted: the models are loaded and calibrated in it.
 """
@@ -49,7 +50,7 @@ from workers.vad import FRAME, Rules, Vad  # noqa: E402
 
 RATE = m.SAMPLE_RATE
 START_S = 60.0  # models are loaded and calibrated while the recording plays already: its first minute does not count
-WAITED_WITHIN_S = 0.5  # how well it is known how long a burst waited
+TOLD_WITHIN_S = 0.1  # a subscriber may be told of it before the arbiter's log has it
 CARD_MIB = 700
 SHARE = 0.8
 INTERVAL_S = 20.0
@@ -135,7 +136,7 @@ class Start(NamedTuple):
     silence_s: float
     by_reference_s: float
     waited_s: float  # since its minutes were due
-    decided_late: bool  # by patience or overdue, not for a pause
+    by: str  # what let it begin: silence, patience or overdue
 
 
 class Played(NamedTuple):
@@ -167,7 +168,7 @@ def play(name: str, tape: Tape, folder: Path, interval_s: float) -> Played:
         stream = next(e.stream for e in events if e.kind == "stream_started")
         assert_whole(events, stream)  # nothing may be lost
         at = clock(system.settings.streams / stream)
-        starts = [start(t, at, tape, watch, settings.gpu) for t in decisions(system) if t < ended]
+        starts = [start(t, at, tape, watch) for t in decisions(system) if t < ended]
         captions = [(end_of(t) / RATE, got - at.wall(end_of(t))) for got, t in heard.transcripts]
         system.stop()
         return Played(
@@ -213,26 +214,31 @@ def decisions(system: System) -> list[float]:
     ]
 
 
-def start(at: float, clock: Clock, tape: Tape, watch: Watch, gpu: GpuSettings) -> Start:
+def by(watch: Watch, at: float) -> str:
+    """What let the burst begin, as `live.gpu` said then: silence, patience or overdue; empty: it was not heard."""
+    reasons = (s.reason for t, s in watch.states if t >= at - TOLD_WITHIN_S and s.phase == "making room")
+    return next(reasons, "").rpartition(" by ")[2]
+
+
+def start(at: float, clock: Clock, tape: Tape, watch: Watch) -> Start:
     sample = clock.sample(at)
     before = [s for t, s in watch.states if t < at]
     waits = [w.waits_s for s in before[-1:] for w in s.workers if w.worker == "summarizer"]
     heard_at = next((t for t, s in reversed(watch.states) if t < at), at)
     waited = waits[0] + at - heard_at if waits else 0.0
-    late = waited >= gpu.patience_s - WAITED_WITHIN_S > 0
-    return Start(sample, tape.silence_s(sample), tape.silence_by_reference_s(sample), waited, late)
+    return Start(sample, tape.silence_s(sample), tape.silence_by_reference_s(sample), waited, by(watch, at))
 
 
 def figures_of(name: str, p: Played) -> list[Figure]:
     need = DEFAULTS.silence_s
-    hits = [s for s in p.starts if s.silence_s >= need and not s.decided_late]
-    by_reference = [s for s in p.starts if s.by_reference_s >= need and not s.decided_late]
+    hits = [s for s in p.starts if s.silence_s >= need and s.by == "silence"]
+    by_reference = [s for s in p.starts if s.by_reference_s >= need and s.by == "silence"]
     return [
         Figure(f"{name}: bursts", len(p.starts), ""),
         Figure(f"{name}: minutes written", p.minutes, ""),
         Figure(f"{name}: began after {need} s of silence, by the VAD", len(hits), ""),
         Figure(f"{name}: the same, by the reference", len(by_reference), ""),
-        Figure(f"{name}: began by patience or overdue", sum(s.decided_late for s in p.starts), ""),
+        Figure(f"{name}: began by patience or overdue", sum(s.by != "silence" for s in p.starts), ""),
         Figure(f"{name}: waited for a pause, median", median([s.waited_s for s in p.starts]), "s"),
         Figure(f"{name}: waited for a pause, longest", max((s.waited_s for s in p.starts), default=0.0), "s"),
         Figure(f"{name}: captions", len(p.delays), ""),
@@ -273,7 +279,7 @@ def main() -> int:
                 Path(args.rows).write_text(json.dumps(rows))
     if "pauses" in played:
         p = played["pauses"]
-        hits = sum(s.silence_s >= DEFAULTS.silence_s and not s.decided_late for s in p.starts)
+        hits = sum(s.silence_s >= DEFAULTS.silence_s and s.by == "silence" for s in p.starts)
         share = hits / len(p.starts) if p.starts else 0.0
         figures.append(Figure(f"pauses: share that began in silence (>= {SHARE:g})", share, "", SHARE))
         if share < SHARE:

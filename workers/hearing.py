@@ -60,7 +60,7 @@ class Hearing(Worker):
         self._connected: set[str] = set()
         self._batch_at = 0.0
         self._held_up = False  # an utterance waits for the model
-        self._told = (False, False)  # is it silent for long enough, is a caption owed: as the arbiter was last told
+        self._last_told = (False, False)  # is it silent for long enough, is a caption owed: as the arbiter was last told
 
     def refuses(self, meta: backlog.Meta) -> str:
         """Why a stream cannot be read as things are, for people: it waits until they change. Empty: it can."""
@@ -145,8 +145,8 @@ class Hearing(Worker):
     def _tell(self, runner: Runner) -> None:
         """At once when a burst may begin that could not, or the other way round: the next Status may be late by 1 s."""
         now = (self.silence_s() >= self.settings.gpu.silence_s, self.owes())
-        if now != self._told:
-            self._told = now
+        if now != self._last_told:
+            self._last_told = now
             runner.control.changed()
 
     def positions(self) -> dict[str, int]:
