@@ -1,7 +1,8 @@
 """Whisper on one utterance, and on several at once: samples in, text with word times and a reason against it out.
 
-Alone, an utterance is decoded with the thresholds and fallbacks of Whisper's paper. At once, neighbours are packed into
-windows and the windows are one batch: greedy, with one prompt for all. Whatever raises a doubt there is decoded alone.
+Alone, an utterance is decoded in a window cropped to it, and where that raises a doubt in the whole window, with the
+thresholds and fallbacks of Whisper's paper. At once, neighbours are packed into windows and the windows are one batch:
+greedy, with one prompt for all. Whatever raises a doubt there is decoded alone.
 No stream, no position and no lease here; the pieces of a generator are what can be interrupted.
 """
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from common import messages as m
 from common.settings import TranscriberSettings
+from workers import cropped
 from workers.captions import echoes, looping, loud, owners, packed, repeats, snapped
 from workers.vad import Floats
 
@@ -62,6 +64,7 @@ class Decoder:
 
     def __init__(self, settings: TranscriberSettings, torch: Any, whisper: Any, model: Any, half: bool) -> None:
         self.s, self.torch, self.whisper, self.model, self.half = settings, torch, whisper, model, half
+        self._encoder = cropped.Encoder(torch, model)
 
     # Memory
 
@@ -110,19 +113,31 @@ class Decoder:
         if self._too_quiet(audio):
             return Decoded(reason="too quiet")
         spectrum = self._spectrum(audio)
-        features = self.model.embed_audio(self.moved(spectrum.mel)[None])[0]
-        yield
-        result = yield from self._decode(features, sound.span[0], prompt)
+        result = yield from self._quick(spectrum, prompt)
+        if result is None:
+            yield
+            features = self.model.embed_audio(self.moved(spectrum.mel)[None])[0]
+            yield
+            result = yield from self._decode(features, sound.span[0], prompt)
         text = result.text.strip()
         reason = self._why_not(result, text)
         if reason:
             return Decoded(text=text, language=result.language, reason=reason)
         yield
-        words = placed(self._timed(spectrum, features, result), sound, audio)
+        words = placed(self._timed(spectrum, result.audio_features, result), sound, audio)
         tokens = tuple(t for t in result.tokens if t < self.tokenizer(result.language).eot)
         return Decoded(
             text=text, tokens=tokens, language=result.language, words=words, temperature=float(result.temperature)
         )
+
+    def _quick(self, spectrum: Spectrum, prompt: tuple[int, ...]) -> Pieces[Any]:
+        """Greedy, once, in a window cropped to the speech. None: doubtful, so it must be heard in the whole window."""
+        if self.s.whole_window:
+            return None
+        features = self._encoded(spectrum)
+        yield
+        (result,) = self._greedy(features[None], spectrum.frames, prompt)
+        return None if result is None or self._doubtful(result, prompt) else result
 
     def _decode(self, features: Floats, first: int, prompt: tuple[int, ...]) -> Pieces[Any]:
         """Greedy with the prompt, then without it (it is what loops feed on), then warmer and warmer.
@@ -171,12 +186,12 @@ class Decoder:
         spectra, features = list[Spectrum](), list[Any]()
         for window in windows:
             spectra.append(self._spectrum(np.concatenate([audio[i] for i in window])))
-            features.append(self.model.embed_audio(self.moved(spectra[-1].mel)[None])[0])
+            features.append(self._encoded(spectra[-1]))
             yield
-        options = self._options(TEMPERATURES[0], self.first_prompt() + prompt)
-        results = self.model.decode(self.torch.stack(features), options)
+        longest = max(s.frames for s in spectra)
+        results = self._greedy(self.torch.stack(features), longest, prompt)
         for window, spectrum, heard, result in zip(windows, spectra, features, results, strict=True):
-            if self._doubtful(result, prompt):
+            if result is None or self._doubtful(result, prompt):
                 continue
             yield
             timed = self._timed(spectrum, heard, result)
@@ -220,6 +235,16 @@ class Decoder:
     def moved(self, mel: Any) -> Any:
         """A spectrogram where the model is, in its precision."""
         return mel.to(self.model.device, self.torch.float16 if self.half else self.torch.float32)
+
+    def _encoded(self, spectrum: Spectrum) -> Any:
+        """(places, state)"""
+        mel = self.moved(spectrum.mel)
+        return self.model.embed_audio(mel[None])[0] if self.s.whole_window else self._encoder(mel, spectrum.frames)
+
+    def _greedy(self, features: Any, frames: int, prompt: tuple[int, ...]) -> Sequence[Any | None]:
+        """features (windows, places, state), so many frames of speech in the longest."""
+        options = self._options(TEMPERATURES[0], self.first_prompt() + prompt)
+        return cropped.decode(self.whisper, self.model, features, options, frames)
 
     def _options(self, temperature: float, context: tuple[int, ...]) -> Any:
         return self.whisper.DecodingOptions(
