@@ -1,13 +1,14 @@
 """Finals in a window cropped to their speech, beside 30 s always: word errors, word times, cost by length, inventions.
 
-`python benchmarks/crop.py [--model tiny.en|base] [--language auto|en|...] [--parts said,talks,sounds,foreign]
+`python benchmarks/crop.py [--model tiny.en|base] [--language auto|en|...] [--parts said,faint,talks,sounds,foreign]
 [--share 1] [--rows FILE] [--json]`. The transcriber's own cuts, decoder and weights, in this process, utterance by
 utterance, each way with its own text before; cpu-seconds of one thread, the two ways in turn. `said`: public speech
-with its text (JFK, LibriVox, sonnets, telephone prompts) and word times of an aligner (live_words.jsonl). `talks`:
-meetings and a telephone call; nobody wrote down what is said there, so only what differs is counted. `sounds`: noise
-and music, as the voice detector cuts them, and the beginnings of all of them, taken for an utterance right after
-speech. `foreign`: prompts in four languages, for a model that knows them. `--share 4`: every fourth recording.
-`--rows`: a line for each utterance. Exit status 1: over 0.2 points of word error rate lost, or more words invented.
+with its text (JFK, LibriVox, sonnets, telephone prompts) and word times of an aligner (live_words.jsonl). `faint`: some
+of it, 30 dB down. `talks`: meetings and a telephone call; nobody wrote down what is said there, so only what differs is
+counted. `sounds`: noise and music, as the voice detector cuts them, and the beginnings of all of them, taken for an
+utterance right after speech. `foreign`: prompts in four languages, for a model that knows them. `--share 4`: every
+fourth recording. `--rows`: a line for each utterance. Exit status 1: over 0.2 points of word error rate lost, or more
+words invented.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from workers.utterances import State, unpack  # noqa: E402
 WAYS = ("whole", "cropped")
 BINS_S = (0.0, 2.0, 4.0, 8.0, 15.1)
 POINTS = 0.2  # of word error rate
+FAINT = 10 ** (-30 / 20)
 FORCED_S = 4.0  # of a sound that is taken for an utterance
 
 
@@ -157,6 +159,9 @@ def recordings(parts: Iterable[str], share: int) -> list[Recording]:
         ]
         prompts = speech.prompts("en")[::share]
         found += [Recording("said", f"prompt.{c.path.stem}", samples(c.path), c.text) for c in prompts]
+    if "faint" in parts:
+        for i, c in enumerate([*speech.librivox(), speech.jfk()]):
+            found.append(Recording("faint", f"faint.{i}", (samples(c.path) * FAINT).astype("<i2"), c.text))
     if "talks" in parts:
         found += [Recording("talks", t.path.stem, samples(t.path)) for t in speech.talks()[::share]]
     if "sounds" in parts:
@@ -265,7 +270,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default=Settings().transcriber.model)
     parser.add_argument("--language", default="auto")
-    parser.add_argument("--parts", default="said,talks,sounds")
+    parser.add_argument("--parts", default="said,faint,talks,sounds")
     parser.add_argument("--share", type=int, default=1, help="every so many recordings one")
     parser.add_argument("--rows", help="a file that gets a JSON line for each utterance and way")
     parser.add_argument("--json", action="store_true", help="one JSON object a figure")
