@@ -204,7 +204,10 @@ class Decoder:
         return done
 
     def _doubtful(self, result: Any, prompt: tuple[int, ...]) -> bool:
-        quiet = result.no_speech_prob > self.s.no_speech_threshold
+        silent, unsure = self.s.no_speech_threshold, self.s.logprob_threshold
+        if not self.s.whole_window:
+            silent, unsure = silent * cropped.SILENT_AT, unsure * cropped.UNSURE_AT
+        quiet = result.no_speech_prob > silent or result.avg_logprob < unsure
         echo = echoes(result.text, self.s.first_prompt) or (bool(prompt) and self._repeats(result, prompt))
         return quiet or echo or bool(self._why_not(result, result.text.strip()))
 
