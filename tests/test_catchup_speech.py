@@ -53,7 +53,7 @@ def hear(ear: Ear, most: int, windows: int = 1) -> tuple[list[m.Body], int, int]
     )
     at = m.At(n=0, positions={"audio": 0}, state=b"", head=0)
     session, found, steps, runs = ear.transcriber.open(folder, meta, at), list[m.Body](), 0, list[int]()
-    hook = ear.transcriber.decoder.model.encoder.register_forward_hook(lambda *args: runs.append(1))
+    hook = ear.transcriber.decoder.model.encoder.conv1.register_forward_hook(lambda *args: runs.append(1))
     try:
         while (told := session.scan()) is not None:
             done: list[Step] = []

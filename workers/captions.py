@@ -82,6 +82,13 @@ def looping(text: str) -> bool:
     return len(text) > 80 and len(text) / len(zlib.compress(text.encode())) > 2.4
 
 
+def again(text: str) -> bool:
+    """True when four words in a row stand in it twice: a short window makes a decoder begin anew."""
+    words = _WORD.findall(text.lower())
+    runs = list(zip(words, words[1:], words[2:], words[3:], strict=False))
+    return len(set(runs)) < len(runs)
+
+
 def packed(lengths: Sequence[int], most: int) -> list[range]:
     """Neighbours that fit together into windows of `most`, in order; one that is longer has its own."""
     windows, filled = list[range](), 0

@@ -1,8 +1,9 @@
 """Whisper on one utterance, and on several at once: samples in, text with word times and a reason against it out.
 
-Alone, an utterance is decoded with the thresholds and fallbacks of Whisper's paper. At once, neighbours are packed into
-windows and the windows are one batch: greedy, with one prompt and one language for all. Whatever raises a doubt there
-is decoded alone. Where the language is to be found out, the encoder's output is asked for it before the text is.
+Alone, an utterance is decoded in a window cropped to it, and where that raises a doubt in the whole window, with the
+thresholds and fallbacks of Whisper's paper. At once, neighbours are packed into windows and the windows are one batch:
+greedy, with one prompt and one language for all. Whatever raises a doubt there is decoded alone. Where the language is
+to be found out, the encoder's output is asked for it before the text is.
 No stream, no position and no lease here; the pieces of a generator are what can be interrupted.
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from common import messages as m
 from common.settings import TranscriberSettings
-from workers import glossary
+from workers import cropped, glossary
 from workers.captions import echoes, looping, packed
 from workers.encoder import PLACE
 from workers.language import BETTER, Belief
@@ -75,6 +76,7 @@ class Decoder:
     def __init__(self, settings: TranscriberSettings, torch: Any, whisper: Any, model: Any, half: bool) -> None:
         self.s, self.torch, self.whisper, self.model, self.half = settings, torch, whisper, model, half
         self.prompts = Prompts(settings, whisper, model)
+        self._encoder = cropped.Encoder(torch, model)
 
     # Memory
 
@@ -120,18 +122,21 @@ class Decoder:
         if self._too_quiet(audio):
             return Decoded(reason="too quiet")
         spectrum = self._spectrum(audio)
-        features = self.model.embed_audio(self.moved(spectrum.mel)[None])[0]
-        yield
-        if told.language:
-            result, belief = (yield from self._decode(features, sound.span[0], told)), told.belief
-        else:
-            result, belief = yield from self._decode_in_its_language(features, sound, told)
+        found = None if self.s.whole_window else (yield from self._quick(spectrum, sound, told))
+        if found is None:
+            features = self.model.embed_audio(self.moved(spectrum.mel)[None])[0]
+            yield
+            if told.language:
+                found = (yield from self._decode(features, sound.span[0], told)), told.belief
+            else:
+                found = yield from self._decode_in_its_language(features, sound, told)
+        result, belief = found
         text = result.text.strip()
         reason = self._why_not(result, text)
         if reason:
             return Decoded(text=text, language=result.language, reason=reason)
         yield
-        words = placed(self._timed(spectrum, features, result), sound.span, sound.voiced, audio)
+        words = placed(self._timed(spectrum, result.audio_features, result), sound.span, sound.voiced, audio)
         tokens = tuple(t for t in result.tokens if t < self.prompts.tokenizer(result.language).eot)
         return Decoded(
             text=text,
@@ -142,11 +147,36 @@ class Decoder:
             belief=belief,
         )
 
+    def _quick(self, spectrum: Spectrum, sound: Sound, told: Told) -> Pieces[tuple[Any, Belief] | None]:
+        """Greedy, once, in a window cropped to the speech. None: there is a doubt about its words or its language, and
+        it must be heard in the whole window."""
+        features = self._encoded(spectrum)
+        yield
+        probs, belief, language = dict[str, float](), told.belief, told.language
+        if not language:
+            probs, belief = self._believed(features, sound, told)
+            language = belief.best
+            yield
+        same = told.within(language)
+        (result,) = self._greedy(features[None], spectrum.frames, language, same)
+        yield
+        if result is None or self._doubtful(result, same) or glossary.mostly(result.text, told.terms):
+            return None
+        if probs:
+            if belief.rival(probs, result.avg_logprob, False):
+                return None
+            belief = belief.wrote(result.avg_logprob)
+        return result, belief
+
+    def _believed(self, features: Floats, sound: Sound, told: Told) -> tuple[dict[str, float], Belief]:
+        """How probable each language is in this utterance, and what to believe after it."""
+        probs = self.languages(next(self.parts(features, [sound.span])))
+        return probs, (told.belief.paused() if told.paused else told.belief).heard(probs, sound.seconds)
+
     def _decode_in_its_language(self, features: Floats, sound: Sound, told: Told) -> Pieces[tuple[Any, Belief]]:
         """In the language that the belief holds after this utterance; in a rival too where there is reason to doubt."""
-        probs = self.languages(next(self.parts(features, [sound.span])))
+        probs, belief = self._believed(features, sound, told)
         yield
-        belief = (told.belief.paused() if told.paused else told.belief).heard(probs, sound.seconds)
         result = yield from self._decode(features, sound.span[0], told.within(belief.best))
         failed = bool(self._why_not(result, result.text.strip()))
         if rival := belief.rival(probs, result.avg_logprob, failed):
@@ -226,14 +256,14 @@ class Decoder:
         spectra, features = list[Spectrum](), list[Any]()
         for window in windows:
             spectra.append(self._spectrum(np.concatenate([audio[i] for i in window])))
-            features.append(self.model.embed_audio(self.moved(spectra[-1].mel)[None])[0])
+            features.append(self._encoded(spectra[-1]))
             yield
         language = told.language or told.belief.best
         same, belief = told.within(language), told.belief.paused() if told.paused else told.belief
-        options = self._options(TEMPERATURES[0], language, self.prompts.tokens(same))
-        results = self.model.decode(self.torch.stack(features), options)
+        longest = max(s.frames for s in spectra)
+        results = self._greedy(self.torch.stack(features), longest, language, same)
         for window, spectrum, heard, result in zip(windows, spectra, features, results, strict=True):
-            if self._doubtful(result, same):
+            if result is None or self._doubtful(result, same):
                 continue
             yield
             spoken = [(sounds[i].span, sounds[i].voiced) for i in window]
@@ -254,7 +284,10 @@ class Decoder:
         return done
 
     def _doubtful(self, result: Any, told: Told) -> bool:
-        quiet = result.no_speech_prob > self.s.no_speech_threshold
+        silent, unsure = self.s.no_speech_threshold, self.s.logprob_threshold
+        if not self.s.whole_window:
+            silent, unsure = silent * cropped.SILENT_AT, unsure * cropped.UNSURE_AT
+        quiet = result.no_speech_prob > silent or result.avg_logprob < unsure
         echo = echoes(result.text, self.s.first_prompt) or self.prompts.repeats(result.text, told)
         return quiet or echo or bool(self._why_not(result, result.text.strip()))
 
@@ -272,6 +305,16 @@ class Decoder:
     def moved(self, mel: Any) -> Any:
         """A spectrogram where the model is, in its precision."""
         return mel.to(self.model.device, self.torch.float16 if self.half else self.torch.float32)
+
+    def _encoded(self, spectrum: Spectrum) -> Any:
+        """(places, state)"""
+        mel = self.moved(spectrum.mel)
+        return self.model.embed_audio(mel[None])[0] if self.s.whole_window else self._encoder(mel, spectrum.frames)
+
+    def _greedy(self, features: Any, frames: int, language: str, told: Told) -> Sequence[Any | None]:
+        """features (windows, places, state), so many frames of speech in the longest."""
+        options = self._options(TEMPERATURES[0], language, self.prompts.tokens(told))
+        return cropped.decode(self.whisper, self.model, features, options, frames)
 
     def _options(self, temperature: float, language: str, context: tuple[int, ...]) -> Any:
         return self.whisper.DecodingOptions(

@@ -60,7 +60,10 @@ class Hearing(Worker):
         self._connected: set[str] = set()
         self._batch_at = 0.0
         self._held_up = False  # an utterance waits for the model
-        self._last_told = (False, False)  # is it silent for long enough, is a caption owed: as the arbiter was last told
+        self._last_told = (
+            False,
+            False,
+        )  # is it silent for long enough, is a caption owed: as the arbiter was last told
 
     def refuses(self, meta: backlog.Meta) -> str:
         """Why a stream cannot be read as things are, for people: it waits until they change. Empty: it can."""

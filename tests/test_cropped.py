@@ -1,0 +1,162 @@
+"""Finals in a window cropped to their speech, with real weights: as good as in the whole window, and never worse.
+
+No process and no clock here; what it costs is measured by `benchmarks/crop.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from tests import speech
+from tests.in_process import run, transcriber
+from tests.sounds import computed_sounds
+from tests.speech import RATE, Samples, samples, word_errors
+from tests.system import quiet
+from workers import cropped
+from workers.captions import again
+from workers.decoding import Decoded, Decoder, Sound
+from workers.encoder import encode
+
+
+def sound(audio: Samples) -> Sound:
+    return Sound(audio.astype("<i2").tobytes(), (0, len(audio)), (0, len(audio)))
+
+
+@pytest.fixture
+def decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder]:
+    """The transcriber's; what a test changes in it is as before afterwards."""
+    decoder = transcriber().decoder
+    monkeypatch.setattr(decoder, "s", decoder.s)
+    monkeypatch.setattr(decoder, "_encoder", cropped.Encoder(decoder.torch, decoder.model))
+    yield decoder
+
+
+def hear(decoder: Decoder, audio: Samples, prompt: tuple[int, ...] = (), whole: bool = False) -> Decoded:
+    decoder.s = msgspec.structs.replace(decoder.s, whole_window=whole)
+    done: Decoded = run(decoder.hear(sound(audio), prompt))
+    return done
+
+
+def asked(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with each utterance that the whole window is asked about."""
+    times, decode = list[int](), decoder._decode
+
+    def counted(*args: Any) -> Any:
+        times.append(1)
+        return decode(*args)
+
+    monkeypatch.setattr(decoder, "_decode", counted)
+    return times
+
+
+# Pure
+
+
+@pytest.mark.pure
+def test_the_window_is_the_speech_and_two_seconds_in_steps_of_half_a_second() -> None:
+    assert cropped.window(100, 1500) == 150
+    assert cropped.window(101, 1500) == 175
+    assert cropped.window(1500, 1500) == 850
+    assert cropped.window(2790, 1500) == cropped.window(3000, 1500) == 1500, "never more than there is"
+
+
+@pytest.mark.pure
+def test_who_says_the_same_twice_in_a_row_turns_round() -> None:
+    assert cropped.turns_round([7, 1, 2, 3, 1, 2, 3]) and cropped.turns_round([5, 5])
+    assert not any(cropped.turns_round(some) for some in ([], [1], [1, 2], [1, 2, 1], [1, 2, 3, 9, 1, 2, 3]))
+    assert not cropped.turns_round([1, 1, 2]), "it said so when it came to it"
+
+
+@pytest.mark.pure
+def test_four_words_that_come_again_anywhere_are_a_doubt() -> None:
+    assert again("Ask not what your country can do. And ask not what your mother can do.")
+    assert not again(speech.JFK_TEXT)
+    assert not again("It is what it is.") and not again("")
+
+
+# Speech
+
+
+@pytest.mark.speech
+def test_plain_speech_is_heard_as_well_and_only_once(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = {True: 0, False: 0}
+    times = asked(decoder, monkeypatch)
+    for clip in speech.librivox()[1:4]:
+        audio = np.concatenate([samples(clip.path), quiet(0.3)])
+        heard = {whole: hear(decoder, audio, whole=whole) for whole in (True, False)}
+        for whole, done in heard.items():
+            assert not done.reason and done.words
+            errors[whole] += word_errors(clip.text, done.text)
+        if heard[True].text == heard[False].text:
+            for a, b in zip(heard[True].words, heard[False].words, strict=True):
+                assert abs(a.span[1] - b.span[1]) <= 0.3 * RATE, (a, b)
+    assert len(times) == 3, "once for each that was heard in the whole window on purpose"
+    assert errors[False] <= errors[True] + 2, "one word heard as another (of 39)"
+
+
+@pytest.mark.speech
+def test_a_doubt_gives_exactly_what_the_whole_window_gives(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = samples(speech.librivox()[1].path)
+    prompt = tuple(decoder.tokenizer("en").encode(" Mr. John Dashwood had then leisure to consider."))
+    noise = computed_sounds()["pink noise -40 dBFS"][: 2 * RATE]
+    times = asked(decoder, monkeypatch)
+    assert hear(decoder, noise, prompt) == hear(decoder, noise, prompt, whole=True), "it doubts by itself"
+    expected = hear(decoder, clip, prompt, whole=True)
+    monkeypatch.setattr(cropped, "decode", lambda *args: [None])
+    assert hear(decoder, clip, prompt) == expected and expected.words
+    assert len(times) == 4
+
+
+@pytest.mark.speech
+def test_the_same_utterance_is_the_same_final_in_another_life(decoder: Decoder) -> None:
+    """What the encoder makes of silence is found anew by each process."""
+    audio = samples(speech.librivox()[3].path)
+    first = hear(decoder, audio)
+    decoder._encoder = cropped.Encoder(decoder.torch, decoder.model)
+    assert hear(decoder, samples(speech.jfk().path)[: 2 * RATE]).text
+    assert hear(decoder, audio) == first
+
+
+class Short:
+    """A stand-in for a window that ends soon after the speech: whisper is told that it has never been longer."""
+
+    def __init__(self, model: Any, places: int) -> None:
+        self._model, self.dims = model, dataclasses.replace(model.dims, n_audio_ctx=places)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+@pytest.mark.speech
+def test_a_loop_is_stopped_early_and_not_believed(decoder: Decoder) -> None:
+    """Without the silence behind it tiny.en says this beginning again and again."""
+    audio = samples(speech.jfk().path)[1024:40448]
+    spectrum = decoder._spectrum(audio.astype(np.float32) / 32768)
+    n = cropped.window(spectrum.frames, 1500)
+    features = encode(decoder.torch, decoder.model, decoder.moved(spectrum.mel), n)
+    short, options = Short(decoder.model, n), decoder._options(0.0, decoder.first_prompt())
+    endless = decoder.whisper.decode(short, features[0], dataclasses.replace(options, sample_len=60))
+    assert endless.text.count("fellow Americans") > 3, "no loop any more: this test needs another one"
+    steps: list[int] = []
+    hook = decoder.model.decoder.register_forward_hook(lambda *args: steps.append(1))
+    try:
+        assert cropped.decode(decoder.whisper, short, features, options, spectrum.frames) == [None]
+    finally:
+        hook.remove()
+    assert len(steps) <= 2 * 8, "twice the sentence"
+
+
+@pytest.mark.pure
+def test_a_text_of_a_batch_that_turns_round_ends_alone() -> None:
+    logits = np.zeros((2, 9), np.float32)
+    guard = cropped.Circles(begin=1, eot=8)
+    tokens = np.array([[0, 1, 2, 3, 4], [0, 1, 2, 1, 2]])
+    guard.apply(logits, tokens)
+    assert guard.found == {1} and not logits[0].any()
+    assert logits[1, 8] == 0 and np.isneginf(logits[1, :8]).all()
