@@ -22,6 +22,7 @@ from workers import cropped
 from workers.captions import again
 from workers.decoding import Decoded, Decoder, Sound
 from workers.encoder import encode
+from workers.prompts import Told
 
 
 def sound(audio: Samples) -> Sound:
@@ -33,13 +34,13 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder]:
     """The transcriber's; what a test changes in it is as before afterwards."""
     decoder = transcriber().decoder
     monkeypatch.setattr(decoder, "s", decoder.s)
-    monkeypatch.setattr(decoder, "_encoder", cropped.Encoder(decoder.torch, decoder.model))
+    monkeypatch.setattr(decoder, "encoder", cropped.Encoder(decoder.torch, decoder.model))
     yield decoder
 
 
 def hear(decoder: Decoder, audio: Samples, prompt: tuple[int, ...] = (), whole: bool = False) -> Decoded:
     decoder.s = msgspec.structs.replace(decoder.s, whole_window=whole)
-    done: Decoded = run(decoder.hear(sound(audio), prompt))
+    done: Decoded = run(decoder.hear(sound(audio), Told(language="en", before=prompt)))
     return done
 
 
@@ -103,7 +104,7 @@ def test_plain_speech_is_heard_as_well_and_only_once(decoder: Decoder, monkeypat
 @pytest.mark.speech
 def test_a_doubt_gives_exactly_what_the_whole_window_gives(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = samples(speech.librivox()[1].path)
-    prompt = tuple(decoder.tokenizer("en").encode(" Mr. John Dashwood had then leisure to consider."))
+    prompt = tuple(decoder.prompts.tokenizer("en").encode(" Mr. John Dashwood had then leisure to consider."))
     noise = computed_sounds()["pink noise -40 dBFS"][: 2 * RATE]
     times = asked(decoder, monkeypatch)
     assert hear(decoder, noise, prompt) == hear(decoder, noise, prompt, whole=True), "it doubts by itself"
@@ -118,7 +119,7 @@ def test_the_same_utterance_is_the_same_final_in_another_life(decoder: Decoder) 
     """What the encoder makes of silence is found anew by each process."""
     audio = samples(speech.librivox()[3].path)
     first = hear(decoder, audio)
-    decoder._encoder = cropped.Encoder(decoder.torch, decoder.model)
+    decoder.encoder = cropped.Encoder(decoder.torch, decoder.model)
     assert hear(decoder, samples(speech.jfk().path)[: 2 * RATE]).text
     assert hear(decoder, audio) == first
 
@@ -140,7 +141,7 @@ def test_a_loop_is_stopped_early_and_not_believed(decoder: Decoder) -> None:
     spectrum = decoder._spectrum(audio.astype(np.float32) / 32768)
     n = cropped.window(spectrum.frames, 1500)
     features = encode(decoder.torch, decoder.model, decoder.moved(spectrum.mel), n)
-    short, options = Short(decoder.model, n), decoder._options(0.0, decoder.first_prompt())
+    short, options = Short(decoder.model, n), decoder._options(0.0, "en", decoder.prompts.first("en"))
     endless = decoder.whisper.decode(short, features[0], dataclasses.replace(options, sample_len=60))
     assert endless.text.count("fellow Americans") > 3, "no loop any more: this test needs another one"
     steps: list[int] = []

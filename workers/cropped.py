@@ -33,11 +33,13 @@ class Encoder:
         self._silence: Any = None  # (places, state), in RAM: what it makes of silence, found when it is first needed
 
     def __call__(self, mel: Any, frames: int) -> Any:
-        """mel (mels, 3000) with so many frames of sound -> (places, state)"""
-        n = window(frames, self._model.dims.n_audio_ctx)
+        """mel (mels, 3000, or as many as `window` asks for) with so many frames of sound -> (places, state)"""
+        d = self._model.dims
+        n = window(frames, d.n_audio_ctx)
         with self._torch.no_grad():
             if self._silence is None:
-                self._silence = self._model.embed_audio(self._torch.full_like(mel, SILENT)[None])[0].cpu()
+                silence = mel.new_full((1, d.n_mels, 2 * d.n_audio_ctx), SILENT)
+                self._silence = self._model.embed_audio(silence)[0].cpu()
             heard = encode(self._torch, self._model, mel, n)[0]
             return self._torch.cat([heard, self._silence[n:].to(heard.device)])
 

@@ -76,7 +76,7 @@ class Decoder:
     def __init__(self, settings: TranscriberSettings, torch: Any, whisper: Any, model: Any, half: bool) -> None:
         self.s, self.torch, self.whisper, self.model, self.half = settings, torch, whisper, model, half
         self.prompts = Prompts(settings, whisper, model)
-        self._encoder = cropped.Encoder(torch, model)
+        self.encoder = cropped.Encoder(torch, model)
 
     # Memory
 
@@ -309,7 +309,7 @@ class Decoder:
     def _encoded(self, spectrum: Spectrum) -> Any:
         """(places, state)"""
         mel = self.moved(spectrum.mel)
-        return self.model.embed_audio(mel[None])[0] if self.s.whole_window else self._encoder(mel, spectrum.frames)
+        return self.model.embed_audio(mel[None])[0] if self.s.whole_window else self.encoder(mel, spectrum.frames)
 
     def _greedy(self, features: Any, frames: int, language: str, told: Told) -> Sequence[Any | None]:
         """features (windows, places, state), so many frames of speech in the longest."""

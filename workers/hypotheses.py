@@ -12,13 +12,15 @@ from typing import Any
 
 from common.messages import SAMPLE_RATE
 from workers.captions import echoes, looping
+from workers.cropped import FRAME, ROUND
 from workers.decoding import Decoder, Pieces, floats
-from workers.encoder import PAD_S, PLACE, encode, places
+from workers.encoder import PAD_S, PLACE
 from workers.glossary import mostly
 from workers.interim import Interim, Piece, UnderWay, text
 from workers.prompts import WHOLE, Told
 
 SAME_PLACE = 10  # encoder places, 0.2 s: a token again, heard no further away than this, is the same sound
+PAD = round(PAD_S * SAMPLE_RATE) + (ROUND + 1) * PLACE  # samples of silence that a cropped window may ask for
 TOKENS_S = 8  # nobody speaks more in a second
 TOKENS_MORE = 8
 Found = tuple[Sequence[Piece], str]
@@ -43,9 +45,8 @@ class Glimpses:
         d, s, prompts = self._decoder, self._decoder.s, self._decoder.prompts
         audio = floats(now.pcm[: (upto - now.start) * 2])
         with self._torch.no_grad():
-            pad = round(PAD_S * SAMPLE_RATE) + PLACE
-            mel = d.whisper.log_mel_spectrogram(self._torch.from_numpy(audio), d.model.dims.n_mels, padding=pad)
-            features = encode(self._torch, self._model, d.moved(mel), places(len(audio), d.model.dims.n_audio_ctx))
+            mel = d.whisper.log_mel_spectrogram(self._torch.from_numpy(audio), d.model.dims.n_mels, padding=PAD)
+            features = d.encoder(d.moved(mel), len(audio) // FRAME)[None]
         yield
         pieces, silent, said = list[Piece](), 0.0, ""
         language = told.language or (known.language if known.stable else "")
