@@ -157,8 +157,9 @@ def recordings(parts: Iterable[str], share: int) -> list[Recording]:
             for kind, clips, first in (("librivox", speech.librivox(), 0), ("sonnet", speech.sonnet_parts(), 1))
             for i, c in enumerate(clips, first)
         ]
-        prompts = speech.prompts("en")[::share]
-        found += [Recording("said", f"prompt.{c.path.stem}", samples(c.path), c.text) for c in prompts]
+        prompts = {c.path.stem: c for c in speech.prompts("en")}  # one has two texts
+        names = list(prompts)[::share]
+        found += [Recording("said", f"prompt.{n}", samples(prompts[n].path), prompts[n].text) for n in names]
     if "faint" in parts:
         for i, c in enumerate([*speech.librivox(), speech.jfk()]):
             found.append(Recording("faint", f"faint.{i}", (samples(c.path) * FAINT).astype("<i2"), c.text))
