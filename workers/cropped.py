@@ -19,7 +19,7 @@ FRAME = PLACE // 2  # samples of one frame of the spectrogram
 ROUND = 25  # places, 0.5 s: windows of a few sizes, for which kernels and memory are at hand
 SILENT = -0.8  # whisper's spectrogram where nothing is to be heard, beside speech of usual loudness
 # Beside silence that is always the same the decoder takes sounds for speech more easily ("you"). Shares of the usual
-# thresholds: speech stays below a ninth and a third, sounds that are none above a third and three quarters.
+# thresholds: what they let pass and stop is in docs/decisions/cropped-finals.md; one word alone is often stopped.
 SILENT_AT, UNSURE_AT = 0.25, 0.5
 TOKENS_S = 10  # nobody speaks more in a second
 TOKENS_MORE = 10
