@@ -82,6 +82,7 @@ class StandInModel(Worker):
         began = time.monotonic()
         if runner.carry(self._pieces(self.plan.get("burst_s", self.plan.get("step_s", 0.02))), self.working_bytes()):
             self._next = time.monotonic() + self.plan.get("every_s", 0.5)
+            self._steps += 1  # not before: what is given up half-way is begun anew
             if self.lane == "burst":
                 runner.log.info("burst done", seconds=round(time.monotonic() - began, 3))
         return True
@@ -92,7 +93,6 @@ class StandInModel(Worker):
             if [float(p[:1000].sum()) for p in self.module.parameters()] != self.sums:
                 raise RuntimeError("the weights are not what they were")
             time.sleep(min(0.05, max(0.0, end - time.monotonic())))  # stands for a kernel
-            self._steps += 1
             if time.monotonic() >= end:
                 return
             yield

@@ -173,16 +173,16 @@ class StandInTranscriber(Hearing):
 
     def infer(self, state: bytes, work: Work) -> Generator[None, None, Step]:
         self.sizes.append(1)
-        return (yield from self._decode(work))
+        return (yield from self._written(work))
 
     def infer_all(self, state: bytes, works: Sequence[Work], steps: list[Step]) -> Generator[None, None, None]:
         self.sizes.append(len(works))
         for _ in range(self.window_pieces):
             yield
         for work in works:
-            steps.append((yield from self._decode(work)))
+            steps.append((yield from self._written(work)))
 
-    def _decode(self, work: Work) -> Generator[None, None, Step]:
+    def _written(self, work: Work) -> Generator[None, None, Step]:
         if any(work.speech[0] <= sample < work.speech[1] for sample in self.bad):
             self.fail()
             raise ArithmeticError("the stand-in was told to fail here")

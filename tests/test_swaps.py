@@ -64,7 +64,7 @@ def test_four_models_of_which_one_needs_all_the_others_room(
     assert 1350 < watch.most_mib <= 1600
     # (Bursts go on after the end of the stream; how many fit in before it depends on how fast the machine starts.)
     turns = wait_for(lambda: t if len(t := turns_of(system, "transcriber")) >= 3 else [], 60.0, "three bursts")
-    assert all(t.away_s > 2.0 for t in turns)
+    assert all(t.away_s > 2.0 for t in turns), turns
     assert {w.worker for w in watch.states[-1][1].workers} == {"transcriber", "translator", "diarizer", "summarizer"}
     system.stop()
 
