@@ -180,7 +180,7 @@ def hear(bench: Bench, recs: list[Recording]) -> Iterator[Row]:
         yield from bench.hear(rec)
     sounds = [r for r in recs if r.part == "sounds"]
     if sounds:  # the detector lets few of them pass
-        said = bench.transcriber.decoder.tokenizer("en").encode(" " + speech.librivox()[0].text)
+        said = bench.decoder.prompts.tokenizer("en").encode(" " + speech.librivox()[0].text)
         before = State(prompt=tuple(said), prompt_end=RATE, model=bench.transcriber.s.model)
         for rec in sounds:
             yield from bench.forced(m.encode(before), rec._replace(part="forced"))

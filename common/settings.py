@@ -84,7 +84,7 @@ class TranscriberSettings(Section, frozen=True, kw_only=True):
     batch_windows: int = 0  # neighbours share windows of 28 s; so many of these at once. 0: 4 on CUDA, else 1
     whole_window: bool = False  # encode 30 s for every final; else the speech and 2 s, and 30 s where that is doubtful
     prompt_within_s: float = 30.0  # the previous utterance's text is context if it ended no longer ago
-    interim: bool = False  # text of live streams while it is being spoken, before its final
+    interim: bool = True  # text of live streams while it is being spoken, before its final
     interim_every_s: float = 0.5  # of new speech between two looks at it
 
 

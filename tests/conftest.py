@@ -22,7 +22,7 @@ import pytest
 
 from common import card
 from common.process import signal_holder
-from common.settings import Settings
+from common.settings import Settings, TranscriberSettings
 from common.wire import run_dir
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,8 +176,8 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def settings(folder: Path) -> Settings:
-    """Defaults, with all data in a folder of this test."""
-    return Settings(data_dir=str(folder / "data"))
+    """Defaults, with all data in a folder of this test; without text before finals, which costs more than they do."""
+    return Settings(data_dir=str(folder / "data"), transcriber=TranscriberSettings(interim=False))
 
 
 @pytest.fixture

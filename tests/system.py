@@ -238,9 +238,9 @@ def one_by_one(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, transcriber=msgspec.structs.replace(settings.transcriber, batch_most=1))
 
 
-def with_interim(settings: Settings) -> Settings:
+def with_interim(settings: Settings, wanted: bool = True) -> Settings:
     """Text of what is being said before its final."""
-    return msgspec.structs.replace(settings, transcriber=msgspec.structs.replace(settings.transcriber, interim=True))
+    return msgspec.structs.replace(settings, transcriber=msgspec.structs.replace(settings.transcriber, interim=wanted))
 
 
 def file_source(path: Path, pace: str, name: str = "talk") -> Source:
@@ -261,7 +261,7 @@ class Undisturbed:
         self.clip = clip or folder / "clip.wav"
         if clip is None:
             compose(self.clip, repeats)
-        settings = one_by_one(Settings(data_dir=str(folder / "data")))
+        settings = with_interim(one_by_one(Settings(data_dir=str(folder / "data"))), False)
         processes = Processes(folder, settings)
         try:
             system = System(processes, settings, file_source(self.clip, "1000"))
