@@ -9,7 +9,7 @@ import pytest
 from common.given_sources import parse
 from common.settings import Settings, TranscriberSettings, UserError, load
 from workers import glossary
-from workers.prompts import MARKS, MOST, PROMPT_TOKENS, WHOLE, Prompts, Told, Try
+from workers.prompts import MOST, PROMPT_TOKENS, WHOLE, Prompts, Told, Try
 
 pytestmark = pytest.mark.pure
 TERMS = ("Norland", "Ana de la Cruz", "niggarding")
@@ -63,7 +63,6 @@ def test_glossary_first_prompt_and_text_before_fit_and_the_oldest_words_go() -> 
         kept = tuple(t for t in tokens if t >= 1000)
         assert len(tokens) <= MOST and kept == before[-len(kept) :] and len(kept) == PROMPT_TOKENS
         assert whisper.decode([t for t in tokens if t < 1000]) == glossary.told(terms) + " A speech."
-        assert len(tokens) + MARKS <= prompts.longest(len(prompts.terms(terms)))
     short = Told(language="en", before=before, terms=("x" * 150,))
     assert len(prompts.tokens(short)) == MOST and prompts.tokens(short)[-1] == before[-1]
     assert prompts.tokens(Told(language="pt", before=before)) == before, "the first prompt is English"

@@ -14,6 +14,7 @@ from typing import Any
 from common.messages import SAMPLE_RATE
 from workers.captions import again
 from workers.encoder import PLACE, encode, places
+from workers.text_decoder import task
 
 FRAME = PLACE // 2  # samples of one frame of the spectrogram
 ROUND = 25  # places, 0.5 s: windows of a few sizes, for which kernels and memory are at hand
@@ -55,10 +56,10 @@ def decode(whisper: Any, model: Any, features: Any, options: Any, frames: int) -
     None: it went round in circles, or said more than anybody can in that time; it was stopped there.
     """
     most = TOKENS_MORE + TOKENS_S * frames * FRAME // SAMPLE_RATE
-    task = whisper.decoding.DecodingTask(model, dataclasses.replace(options, sample_len=most))
-    guard = Circles(task.sample_begin, task.tokenizer.eot)
-    task.logit_filters.append(guard)
-    results = task.run(features)
+    decoding = task(whisper, model, dataclasses.replace(options, sample_len=most))
+    guard = Circles(decoding.sample_begin, decoding.tokenizer.eot)
+    decoding.logit_filters.append(guard)
+    results = decoding.run(features)
     endless = [i in guard.found or len(r.tokens) >= most or again(r.text) for i, r in enumerate(results)]
     return [None if bad else r for bad, r in zip(endless, results, strict=True)]
 

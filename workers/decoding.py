@@ -22,7 +22,8 @@ from workers import cropped, glossary
 from workers.captions import echoes, looping, packed
 from workers.encoder import PLACE
 from workers.language import BETTER, Belief
-from workers.prompts import PROMPT_TOKENS, WHOLE, Prompts, Told, Try
+from workers.prompts import MARKS, MOST, PROMPT_TOKENS, WHOLE, Prompts, Told, Try
+from workers.text_decoder import logits, states, task
 from workers.vad import Floats
 from workers.word_times import placed, shares, timed
 
@@ -80,17 +81,16 @@ class Decoder:
 
     # Memory
 
-    def working_bytes(self, windows: int, terms: int = 0) -> int:
-        """Of so many windows at once, with so many tokens of a glossary: one in the encoder, caches of the decoder, and
-        the attention that word times of one are made from."""
+    def working_bytes(self, windows: int) -> int:
+        """Of so many windows at once: one in the encoder, caches of the decoder, and the attention and probabilities
+        that word times of one are made from."""
         d, size = self.model.dims, 2 if self.half else 4
         encoder = d.n_audio_ctx * (12 * d.n_audio_state + d.n_audio_head * d.n_audio_ctx) * size
         caches = 2 * d.n_text_layer * (d.n_text_ctx + d.n_audio_ctx) * d.n_text_state * size
         features = d.n_audio_ctx * d.n_audio_state * size
         aligned = d.n_text_layer * d.n_text_head * d.n_text_ctx * d.n_audio_ctx * size
-        begun = windows * self.prompts.longest(terms) * (4 + size)  # the prompt's logits, and once more in float32
-        logits = max(d.n_text_ctx * 4, begun) * d.n_vocab
-        return int(encoder + windows * caches + (windows - 1) * features + aligned + logits)
+        read = max(d.n_text_ctx * 4, windows * 2 * (4 + size)) * d.n_vocab  # a text's; two places of each prompt
+        return int(encoder + windows * caches + (windows - 1) * features + aligned + read)
 
     def rehearse(self, windows: int) -> Iterator[None]:
         """Whole windows, decoded as far as the decoder goes, with word times."""
@@ -104,9 +104,9 @@ class Decoder:
         batch = self.torch.stack([features] * windows)
         caches, hooks = self.model.install_kv_cache_hooks()
         try:
-            for part in (tokens[: self.prompts.longest()], *([token] for token in tokens)):
-                last = self.torch.tensor([part] * windows).to(features.device)
-                self.model.decoder(last, batch, kv_cache=caches).argmax()
+            for part in (tokens[: MOST + MARKS], *([token] for token in tokens)):
+                given = self.torch.tensor([part] * windows).to(features.device)
+                logits(self.model, states(self.model, given, batch, caches)[:, -2:]).argmax()
         finally:
             for hook in hooks:
                 hook.remove()
@@ -203,7 +203,8 @@ class Decoder:
             this, *tries = tries
             context = self.prompts.tokens(told, this)
             self.torch.manual_seed(first)  # sampling is a function of the place in the stream
-            result = self.model.decode(features, self._options(this.temperature, told.language, context))
+            options = self._options(this.temperature, told.language, context)
+            (result,) = task(self.whisper, self.model, options).run(features[None])
             quiet = result.no_speech_prob > self.s.no_speech_threshold
             unsure = result.avg_logprob < self.s.logprob_threshold
             if quiet and unsure:

@@ -18,6 +18,7 @@ from workers.encoder import PAD_S, PLACE
 from workers.glossary import mostly
 from workers.interim import Interim, Piece, UnderWay, text
 from workers.prompts import WHOLE, Told
+from workers.text_decoder import logits, states
 
 SAME_PLACE = 10  # encoder places, 0.2 s: a token again, heard no further away than this, is the same sound
 PAD = round(PAD_S * SAMPLE_RATE) + (ROUND + 1) * PLACE  # samples of silence that a cropped window may ask for
@@ -100,15 +101,15 @@ class Glimpses:
             given = torch.tensor([[*begin, *(t for t, _ in written)]], device=features.device)
             keys: list[tuple[int, Any]] = []
             for _ in range(TOKENS_MORE + round(TOKENS_S * seconds)):
-                states = self._states(given, features, cache)
+                found = states(model, given, features, cache)
                 if not keys:
                     keys = self._keys(cache, heard)
-                    silent = float(self._logits(states[:, sot]).softmax(-1)[0, tokenizer.no_speech])
-                logits = self._logits(states[:, -1])[0]
-                logits[suppressed] = -torch.inf
+                    silent = float(logits(model, found[:, sot]).softmax(-1)[0, tokenizer.no_speech])
+                chances = logits(model, found[:, -1])[0]
+                chances[suppressed] = -torch.inf
                 if not written:
-                    logits[blank] = -torch.inf
-                logp, best = logits.log_softmax(-1).max(-1)
+                    chances[blank] = -torch.inf
+                logp, best = chances.log_softmax(-1).max(-1)
                 token, place = int(best), self._looks_at(queries, keys)
                 if token == tokenizer.eot or _again(tokenizer, token, place, written):
                     break
@@ -119,19 +120,6 @@ class Glimpses:
             for hook in hooks:
                 hook.remove()
         return list(_pieces(tokenizer, written[first:], probs)), silent
-
-    def _states(self, tokens: Any, features: Any, cache: Any) -> Any:
-        """The decoder without its last product, which costs most and is wanted of one place only."""
-        d = self._model.decoder
-        offset = next(iter(cache.values())).shape[1] if cache else 0
-        x = d.token_embedding(tokens) + d.positional_embedding[offset : offset + tokens.shape[-1]]
-        x = x.to(features.dtype)
-        for block in d.blocks:
-            x = block(x, features, mask=d.mask, kv_cache=cache)
-        return d.ln(x)
-
-    def _logits(self, x: Any) -> Any:
-        return (x @ self._model.decoder.token_embedding.weight.to(x.dtype).T).float()
 
     def _keys(self, cache: Any, heard: int) -> list[tuple[int, Any]]:
         """Of each layer with alignment heads: the keys of their places with speech, (heads, size, places)."""

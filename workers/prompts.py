@@ -52,7 +52,6 @@ class Prompts:
 
     def __init__(self, settings: TranscriberSettings, whisper: Any, model: Any) -> None:
         self.s, self._whisper, self._model = settings, whisper, model
-        self.most_terms = 0  # tokens of the longest glossary that is known of
 
     def tokenizer(self, language: str) -> Any:
         return self._whisper.tokenizer.get_tokenizer(
@@ -85,10 +84,6 @@ class Prompts:
         begin += self.first(told.language) if parts.lead else ()
         left = max(0, MOST - len(begin))
         return begin + (told.before[-left:] if parts.before and left else ())
-
-    def longest(self, terms: int = 0) -> int:
-        """Tokens that may stand before the text, with so many of a glossary."""
-        return min(MOST, len(self.first("en")) + max(terms, self.most_terms) + PROMPT_TOKENS) + MARKS
 
     def repeats(self, text: str, told: Told) -> bool:
         """Does it say what was said before?"""

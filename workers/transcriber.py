@@ -84,12 +84,11 @@ class Transcriber(Hearing):
         return [model]
 
     def _know_languages(self, process: Process, known: models.Model) -> None:
-        """What the sources that are known of may ask of the decoder; and what may surprise people, said once."""
-        self._known, prompts = known, self.decoder.prompts
+        """What may surprise people is said once, at the start: one language only, a glossary that is too long."""
+        self._known = known
         self._fitting: dict[tuple[str, ...], tuple[str, ...]] = {}
-        sources = with_added(process.settings).source
-        for more in ((), *(s.glossary for s in sources)):
-            prompts.most_terms = max(prompts.most_terms, len(prompts.terms(self._terms(more))))
+        for more in ((), *(s.glossary for s in with_added(process.settings).source)):
+            self._terms(more)
         if only := models.only_language(process.settings):
             process.log.info(only)
 
@@ -110,9 +109,8 @@ class Transcriber(Hearing):
         self._windows = min(self.s.batch_most, self.s.batch_windows or (CUDA_WINDOWS if self.half else 1))
 
     def key(self) -> str:
-        most = self.decoder.prompts.most_terms
         shape = f"threads={self.s.threads} half={self.half} windows={self._windows}"
-        return f"{self.s.model} {self._sha256} {shape}" + (f" terms={most}" if most else "")
+        return f"{self.s.model} {self._sha256} {shape}"
 
     def working_bytes(self) -> int:
         return self.decoder.working_bytes(self._windows)
@@ -177,8 +175,7 @@ class Transcriber(Hearing):
 
     def bytes_of(self, works: Sequence[Work]) -> int:
         windows = len(self.decoder.windows([sound(w) for w in works]))
-        terms = len(self.decoder.prompts.terms(self._terms(works[0].glossary)))
-        return self.decoder.working_bytes(min(windows, self._windows), terms)
+        return self.decoder.working_bytes(min(windows, self._windows))
 
     def too_large(self) -> None:
         self._windows = max(1, self._windows // 2)
