@@ -15,7 +15,7 @@ WORDS = {  # in the order in which they happen
     "decode": "decoding",
     "commit": "writing",
 }
-APART = ("total", "first_text")
+APART = ("total", "first_text", "text_left_out")
 
 
 def lines(worker: m.WorkerStatus) -> Iterator[str]:
@@ -34,6 +34,8 @@ def _line(delays: list[m.Delay], over_s: float) -> str:
         f"{_pair(found['total'])} s behind the word ({stages})" if "total" in found else f"{stages} s" * bool(stages)
     ]
     parts += [f"first text {_pair(found['first_text'])} s behind the voice"] if "first_text" in found else []
+    if "text_left_out" in found:
+        parts += [f"no text before the final of {found['text_left_out'].count} captions"]
     return "; ".join([*filter(None, parts), f"p50/p95 of {count} in {over_s:.0f} s"])
 
 

@@ -18,7 +18,7 @@ from common import messages as m
 from common.delay_text import lines
 from common.messages import SAMPLE_RATE as S
 from common.settings import Settings
-from workers.delays import Delays, Timed, ago_s
+from workers.delays import LOOKED_AT_S, Delays, Timed, ago_s
 from workers.health import Health
 from workers.interim import UnderWay
 from workers.session import Work
@@ -138,8 +138,13 @@ def test_the_first_text_of_an_utterance_counts_once_and_it_may_be_the_final(tmp_
     (first,) = (d for d in delays.figures() if d.stage == "first_text")
     assert first.count == 1 and first.p50_s == pytest.approx(9.0, abs=0.2)
     one.told_of = -1
-    delays.final(one, WORK, said(S), Timed(now, now))
+    short = msgspec.structs.replace(WORK, voiced=(S, 2 * S))
+    delays.final(one, short, said(S), Timed(now, now))
     assert {d.count for d in delays.figures() if d.stage == "first_text"} == {2}
+    assert "text_left_out" not in found(delays), "so short a word may be over before anybody looks"
+    assert backlog.seconds(WORK.voiced[1] - WORK.voiced[0]) >= LOOKED_AT_S
+    delays.final(one, WORK, said(S), Timed(now, now))
+    assert found(delays)["text_left_out"] == pytest.approx(9.0, abs=0.2)
     off = Delays(300.0, interim=False)
     off.final(one, WORK, said(S), Timed(now, now))
     assert "first_text" not in found(off)
@@ -163,6 +168,8 @@ def test_one_line_a_lane_and_stages_of_other_workers_by_their_names() -> None:
     ]
     assert list(lines(m.WorkerStatus(**of))) == []  # type: ignore[arg-type]
     (other,) = lines(m.WorkerStatus(delays=(delay("ponder", 1, 2),), **of))  # type: ignore[arg-type]
+    (busy,) = lines(m.WorkerStatus(delays=(*live, delay("text_left_out", 5, 6)), **of))  # type: ignore[arg-type]
+    assert "; no text before the final of 7 captions; " in busy and "5.00" not in busy
     assert "ponder 1.00/2.00" in other
 
 

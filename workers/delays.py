@@ -2,7 +2,8 @@
 
 A final's way: `end` from the end of its last word until the audio that makes the end of the utterance certain (VAD),
 `wait` until the decoder begins (capture, other work, no lease), `decode`, `commit`; `total` is their sum. `first_text`:
-from the onset of the voice to the first text of the utterance. Audio was heard when the backlog's anchors say so.
+from the onset of the voice to the first text of the utterance; `text_left_out`: the same where the final had to be the
+first one, for there was too much to do or no lease. Audio was heard when the backlog's anchors say so.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from workers.interim import UnderWay
 from workers.session import Session, Work
 from workers.steps import Step
 from workers.window import Window
+
+LOOKED_AT_S = 1.5  # of voice: an utterance is looked at before its final, if there is time
 
 
 class Timed(NamedTuple):
@@ -81,7 +84,10 @@ class Delays:
         wait = max(0.0, ago_s(certain, anchors, clocks) - decode - commit)
         self.add(lane, now, total=end + wait + decode + commit, end=end, wait=wait, decode=decode, commit=commit)
         if self._interim and session.told_of != work.speech[0]:  # nothing came before its final
-            self.add(lane, now, first_text=ago_s(work.voiced[0], anchors, clocks))
+            heard_s = ago_s(work.voiced[0], anchors, clocks)
+            self.add(lane, now, first_text=heard_s)
+            if backlog.seconds(work.voiced[1] - work.voiced[0]) >= LOOKED_AT_S:
+                self.add(lane, now, text_left_out=heard_s)
 
     def text(self, session: Session, now: UnderWay) -> None:
         """Text of an utterance under way was told: measured when it is the first."""
