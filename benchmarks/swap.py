@@ -111,7 +111,7 @@ def measure(name: str, device: Device, model: nn.Module, rounds: int) -> list[Fi
         began = clock()
         residency.reload()
         there, freed = clock(), list[float]()
-        copied += residency.offload(lambda _: freed.append(clock())).copied_bytes
+        copied += residency.offload(lambda: freed.append(clock())).copied_bytes
         returns.append(clock() - there)
         return there - began, freed[-1] - there
 

@@ -39,7 +39,7 @@ COPY_MOST = 256 * MIB  # and at most this: a reload can turn back between two
 FULL_LOOKS = 3  # so many offloads look at every tensor first: what a model does to its own, it does from the start
 COPIES = 64  # about so many when the model is large
 Fill = Callable[[str, torch.Tensor], None]
-Freed = Callable[["Move"], None]
+Freed = Callable[[], None]
 
 
 class NoLease(RuntimeError):
@@ -147,7 +147,7 @@ class Residency:
         size, seconds = self.arena_bytes, self._piece(looked) - began
         return Move(size, size, seconds, size / seconds / 1e9, before, self.device.held_bytes)
 
-    def offload(self, freed: Freed = lambda _: None) -> Move:
+    def offload(self, freed: Freed = lambda: None) -> Move:
         """Take all weights off the device. `freed` hears of it as soon as the memory is given back, which may be before
         their places have got stand-ins. StillHeld: something holds a view of one; mostly its memory stays taken."""
         if self._block is None or not self.resident:
@@ -165,8 +165,7 @@ class Residency:
         self.resident = False
         copied += self._release()
         seconds = time.perf_counter() - began
-        move = Move(self.arena_bytes, copied, seconds, copied / seconds / 1e9, before, self.device.held_bytes)
-        freed(move)
+        freed()
         if at_once and (elsewhere := self._views.vacate()) is not None:
             self._keep_strays(elsewhere)
             if elsewhere:  # each that left the block made room in the count for one who views it
@@ -174,7 +173,7 @@ class Residency:
                 raise StillHeld(
                     "something outside the modules views their weights, whose memory is gone: it finds zeros"
                 )
-        return move
+        return Move(self.arena_bytes, copied, seconds, copied / seconds / 1e9, before, self.device.held_bytes)
 
     def trim(self) -> None:
         """Give back to the system what the allocator keeps of a large step: no other step may be as large again."""

@@ -216,7 +216,7 @@ class Tenant:
     def _offload(self, freed: Callable[[], None] = lambda: None, keep_limit: bool = False) -> None:
         began, had = time.monotonic(), self.residency.resident
 
-        def gone(_: Any = None) -> None:
+        def gone() -> None:
             if had:
                 self.offloads.add(time.monotonic() - began)
             if not keep_limit:

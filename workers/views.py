@@ -63,7 +63,8 @@ class Views:
         self._counters = [*{id(s.counter): s.counter for s in found.slots}.values()]
         self._swaps = [(p.holder, p.key, s.live, s.away) for s in found.slots for p in s.places]
         self._empty = {s.dtype: torch.empty(0, dtype=s.dtype) for s in found.slots}
-        self._norms = [vars(module) for module, _ in found.norms]
+        # Those that count their batches need no look: the count is one of the slots, and moves with the statistics.
+        self._norms = [vars(norm) for norm, _ in found.norms if norm._buffers.get("num_batches_tracked") is None]
         self._flats = any(s.flat_at >= 0 and s.own is None for s in found.slots)
         self._own = [s for s in found.slots if s.own is not None]
         self._at: torch.Tensor | None = None  # views are made by the next `attach`; old ones count as ours until then
