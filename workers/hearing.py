@@ -92,7 +92,7 @@ class Hearing(Worker, Generic[S, W]):
         return ()
 
     def ended(self, stream: str) -> None:
-        """The journal has it to its end, now or since before we came."""
+        """It was purged, or the journal has it to its end, now or since before we came."""
 
     def urgent(self, session: S) -> bool:
         """Its work goes first."""
@@ -112,6 +112,9 @@ class Hearing(Worker, Generic[S, W]):
     def meanwhile(self, runner: Runner, urgent: Sequence[S]) -> bool:
         """One bounded step of something that comes behind all work of the urgent streams. False: none."""
         return False
+
+    def keep(self, session: S, step: Step) -> None:
+        """On disk, right before the journal takes this step. OSError: the stream rests, and nothing has moved."""
 
     def written(self, session: S, work: W, step: Step, timed: Timed) -> None:
         """The journal has just taken this step."""
@@ -168,6 +171,8 @@ class Hearing(Worker, Generic[S, W]):
             purged = not session.folder.exists() or meta.started_ns != session.meta.started_ns
             if purged or self.outdated(session, meta):
                 del self.sessions[name]
+            if purged:
+                self.ended(name)
             session.meta = meta
 
     def _open(self, runner: Runner, folder: Path, meta: backlog.Meta) -> None:
@@ -284,6 +289,11 @@ class Hearing(Worker, Generic[S, W]):
         timed = Timed(began_s, time.monotonic())
         for work, step in zip(works, steps, strict=False):  # the first of them
             if self.sessions.get(session.meta.stream) is not session:  # its place was taken, or we must stop
+                return
+            try:
+                self.keep(session, step)
+            except OSError as e:
+                self._rest(session, e)
                 return
             if self._append(runner, session, step):
                 self.written(session, work, step, timed)
