@@ -263,8 +263,9 @@ class Hearing(Worker, Generic[S, W]):
     def _scan(self, runner: Runner, session: S) -> Step | W | None:
         stream = session.meta.stream
         runner.phase = "scanning"
-        if not runner.poison.begin(f"{stream} scan", session.position, waits=True):
-            self.log.warning("gave up hearing", stream=stream, position=session.position)
+        what = session.scanning
+        if not runner.poison.begin(f"{stream} {what}", session.position, waits=True):
+            self.log.warning("gave up", what=what, stream=stream, position=session.position)
             return session.deaf()
         try:
             return session.scan()
@@ -272,7 +273,7 @@ class Hearing(Worker, Generic[S, W]):
             raise
         except Exception:
             failures = runner.poison.failed()
-            self.log.exception("scan failed", stream=stream, position=session.position, failures=failures)
+            self.log.exception(f"{what} failed", stream=stream, position=session.position, failures=failures)
             raise
 
     def _rest(self, session: S, error: OSError) -> None:

@@ -119,6 +119,10 @@ class Hops(Session[Hop]):
         return super().done and self.state.over and not self.settling_due
 
     @property
+    def scanning(self) -> str:
+        return "settling" if self.settling_due else super().scanning
+
+    @property
     def settling_due(self) -> bool:
         if not self.state.windows or self.position <= self.state.settled:
             return False

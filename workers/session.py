@@ -58,6 +58,11 @@ class Session(ABC, Generic[W]):
         """The stream has ended, and there is nothing left to do."""
         return self.meta.ended and self.position >= self.meta.end
 
+    @property
+    def scanning(self) -> str:
+        """What `scan` does next: what ends badly is counted apart for each kind."""
+        return "scan"
+
     @abstractmethod
     def scan(self) -> Step | W | None:
         """Look at more audio, bounded. None: nothing to do before more audio comes."""
