@@ -179,6 +179,27 @@ class Join:
     def _touch(self, span: m.Span) -> None:
         self._dirty |= dict.fromkeys(self._segments_at.touching(span))
 
+    def trim(self, before: int) -> list[str]:
+        """Forget turns and segments that ended before a sample, for who does not show them any more; which segments.
+
+        What concerns the whole stream stays, and so does what is said of the rest.
+        """
+        self._settle()
+        for seq in [seq for seq, turn in self._turns.items() if turn.span[1] <= before - NEAR]:
+            self._turns_at.remove(self._turns.pop(seq).span, seq)
+        for seq in [r.seq for r in self._relabels.values() if r.span and r.span[1] <= before - NEAR]:
+            del self._relabels[seq]
+            for turn in self._turns.values():
+                turn.relabels = [n for n in turn.relabels if n != seq]
+        gone = [segment for segment, text in self._newest.items() if text.span[1] <= before]
+        for segment in gone:
+            self._segments_at.remove(_reach(self._newest.pop(segment)), segment)
+            for seq in self._versions.pop(segment):
+                del self._segment_of[seq]
+            self._runs.pop(segment, None)
+            self._changed.pop(segment, None)
+        return gone
+
     # Out
 
     def runs(self, segment: str) -> tuple[Run, ...]:

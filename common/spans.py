@@ -1,4 +1,4 @@
-"""Stretches of samples: which of many touch one, what several cover together, what one cuts out of another. Pure."""
+"""Stretches of samples: which of many touch one, what several cover, what one cuts out of another. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
-from common.messages import Span
+from common.messages import SAMPLE_RATE, Span
 
 Key = TypeVar("Key", int, str)
 
@@ -52,3 +52,10 @@ def parts_within(span: Span, cut: Span) -> Iterator[tuple[int, int, bool]]:
     for a, b, inside in ((span[0], low, False), (low, high, True), (high, span[1], False)):
         if a < b:
             yield a, b, inside
+
+
+def clock(samples: int) -> str:
+    """Place in a stream: `00:12.3`, with hours when there are any."""
+    tenths = samples * 10 // SAMPLE_RATE
+    hours, rest = divmod(tenths, 36_000)
+    return f"{hours}:" * bool(hours) + f"{rest // 600:02d}:{rest % 600 // 10:02d}.{rest % 10}"

@@ -336,7 +336,7 @@ def state(join: Join, events: list[m.Event]) -> object:
     return {x: join.runs(x) for x in segments}, join.names(), join.pieces(), join.spoken()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(events=journals(), data=st.data())
 def test_any_order_and_any_looking_in_between_give_the_same(events: list[m.Event], data: st.DataObject) -> None:
     plain = Join()
@@ -383,7 +383,7 @@ def oracle(events: list[m.Event], segment: str, sample: int) -> set[str]:
     return out - {NOBODY}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(events=journals(), sample=st.integers(0, 50 * RATE // 2))
 def test_pieces_are_what_the_plain_words_of_the_rule_say(events: list[m.Event], sample: int) -> None:
     join = Join()
@@ -392,7 +392,7 @@ def test_pieces_are_what_the_plain_words_of_the_rule_say(events: list[m.Event], 
     assert {p.speaker for p in join.pieces() if p.start <= sample < p.end} == oracle(events, "", sample)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(events=journals())
 def test_no_word_is_lost_doubled_or_moved(events: list[m.Event]) -> None:
     join = Join()
@@ -402,6 +402,39 @@ def test_no_word_is_lost_doubled_or_moved(events: list[m.Event]) -> None:
         runs = join.runs(getattr(e.decode(), "segment", ""))
         assert all(a.words[1] == b.words[0] and a.speaker != b.speaker for a, b in pairwise(runs))
         assert not runs or runs[0].words[0] == 0
+
+
+@settings(max_examples=80, deadline=None)
+@given(events=journals(), data=st.data())
+def test_what_is_forgotten_changes_nothing_that_is_kept(events: list[m.Event], data: st.DataObject) -> None:
+    plain, other, gone = Join(), Join(), set[str]()
+    before = data.draw(places)
+    for e in events:
+        plain.take(e)
+        other.take(e)
+        if data.draw(st.booleans()):
+            gone |= set(other.trim(before))
+    kept = {getattr(e.decode(), "segment", "") for e in events} - gone
+    texts = [t for e in events if isinstance(t := e.decode(), m.Transcript)]
+    kept -= {t.segment for t in texts if min([t.span[0], *(w.span[0] for w in t.words)]) < before}
+    assert {x: other.runs(x) for x in kept} == {x: plain.runs(x) for x in kept}
+    assert other.names() == plain.names()
+
+
+def test_what_is_old_is_forgotten() -> None:
+    j = Journal()
+    segments = [j.say(i, "word") for i in range(20)]
+    for i in range(20):
+        j.turn("S1", i, i + 1)
+        j.relabel("S1", "S2", s(i, i + 1))
+    join = j.join()
+    assert set(join.since(0)) == set(segments)
+    mark = join.mark
+    assert join.trim(10 * RATE) == segments[:10]
+    assert join.since(mark) == [] and [bool(join.runs(x)) for x in segments] == [False] * 10 + [True] * 10
+    assert 10 <= len(join.pieces()) <= 11 and join.trim(10 * RATE) == []
+    join.take(j.events[3])
+    assert join.runs(segments[3]) != (), "what comes again is taken again"
 
 
 def test_an_hour_of_turns_costs_little_for_each_event() -> None:
