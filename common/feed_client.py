@@ -264,7 +264,7 @@ class Past:
     """What streams have of some kinds, fetched without waiting, for who came when they had begun."""
 
     def __init__(self, settings: Settings, kinds: Iterable[str]) -> None:
-        self._kinds = (*kinds, "purged")
+        self._kinds = tuple({*kinds, "purged"})
         self._asker = wire.Asker(wire.ipc(settings, "replay"))
         self._after: dict[str, int] = {}  # of the streams wanted: the first one is asked for
         self._next_ask_s = 0.0
