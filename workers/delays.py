@@ -15,7 +15,7 @@ from typing import NamedTuple
 from common import backlog
 from common import messages as m
 from workers.interim import UnderWay
-from workers.session import Session, Work
+from workers.session import Speech, Utterance
 from workers.steps import Step
 from workers.window import Window
 
@@ -67,7 +67,7 @@ class Delays:
             if q
         )
 
-    def final(self, session: Session, work: Work, step: Step, timed: Timed) -> None:
+    def final(self, session: Speech, work: Utterance, step: Step, timed: Timed) -> None:
         """The journal has just taken this step: what its transcript took, if it is one."""
         said = next((b for b in step.events if isinstance(b, m.Transcript)), None)
         if said is None:
@@ -89,7 +89,7 @@ class Delays:
             if backlog.seconds(work.voiced[1] - work.voiced[0]) >= LOOKED_AT_S:
                 self.add(lane, now, text_left_out=heard_s)
 
-    def text(self, session: Session, now: UnderWay) -> None:
+    def text(self, session: Speech, now: UnderWay) -> None:
         """Text of an utterance under way was told: measured when it is the first."""
         if session.told_of == now.start:
             return
