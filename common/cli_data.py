@@ -27,7 +27,8 @@ NO_FEED = "the feed does not answer; see: swapscribe status"
 @click.pass_obj
 def streams(given: Given) -> None:
     """List the recorded streams."""
-    from common import backlog, console
+    from common import backlog
+    from common.spans import clock
 
     settings = given.settings()
     folders = backlog.streams(settings.streams)
@@ -40,9 +41,7 @@ def streams(given: Given) -> None:
             continue
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(meta.started_ns / 1e9))
         state = f"ended: {meta.end_reason}" if meta.ended else "open"
-        click.echo(
-            f"{meta.stream}  {meta.lane}  {began}  {console.clock(backlog.head(folder))}  {state}  {meta.origin}"
-        )
+        click.echo(f"{meta.stream}  {meta.lane}  {began}  {clock(backlog.head(folder))}  {state}  {meta.origin}")
 
 
 def samples(text: str) -> int:

@@ -21,23 +21,19 @@ import msgspec
 from common import card, models, topology, wire
 from common import messages as m
 from common.delay_text import lines as delay_lines
-from common.feed_client import FeedClient
+from common.feed_client import FeedClient, Past
 from common.gpu_text import Pauses, summary
 from common.hypotheses import Hypotheses
 from common.launch import Launcher
 from common.settings import Settings, UserError
+from common.spans import clock
+from common.speaker_text import Who
 
-CAPTION_KINDS = ("transcript", "gap", "suppressed", "stream_started", "stream_ended", "summary")
+WHO_KINDS = ("speaker_turn", "relabel", "speaker_name")
+CAPTION_KINDS = ("transcript", "gap", "suppressed", "stream_started", "stream_ended", "summary", *WHO_KINDS)
 TIGHT_MIB = 700  # of the demo: tiny.en needs 430, SmolLM2 470
 RECORDING = Path(__file__).resolve().parent.parent / "examples" / "recording.flac"
 FROM_THE_END = 2**62  # replay after this: no events, but the head
-
-
-def clock(samples: int) -> str:
-    """Place in a stream: `00:12.3`, with hours when there are any."""
-    tenths = samples * 10 // m.SAMPLE_RATE
-    hours, rest = divmod(tenths, 36_000)
-    return f"{hours}:" * bool(hours) + f"{rest // 600:02d}:{rest % 600 // 10:02d}.{rest % 10}"
 
 
 def caption(e: m.Event) -> str | None:
@@ -94,6 +90,8 @@ class Captions:
         self._next_ask_s = 0.0
         self._streams: set[str] = set()
         self._languages: dict[str, str] = {}  # of the last caption of each stream
+        self._who: dict[str, Who] = {}
+        self._past = Past(settings, WHO_KINDS)
         self.words = 0
 
     @property
@@ -118,16 +116,32 @@ class Captions:
                 self._now.take(e)
             elif isinstance(e, m.Event):
                 self._now.event(e)
+                who = self._whose(e)
+                who.join.take(e)
                 if not (line := caption(e)):
                     continue
+                lines = [line]
                 self._streams.add(e.stream)
                 if isinstance(body := e.decode(), m.Transcript):
                     if self._languages.setdefault(e.stream, body.language) != body.language:
                         self._languages[e.stream] = body.language
                         out.append(f"[{e.stream} goes on in {body.language}]")
                     self.words += len(body.text.split())
-                out.append(line if len(self._streams) == 1 or line[0] == "[" else f"{e.stream}  {line}")
+                    lines = who.caption(body) or lines
+                out += [x if len(self._streams) == 1 or x[0] == "[" else f"{e.stream}  {x}" for x in lines]
+        for e in self._past.events():
+            self._whose(e).join.take(e)
+        for stream, who in self._who.items():
+            out += [x if len(self._streams) == 1 else f"[{stream}: {x[1:]}" for x in who.news()]
         return out
+
+    def _whose(self, e: m.Event) -> Who:
+        """What is known of the speakers of a stream; of one that began before we came, also what was said of them."""
+        if e.stream not in self._who:
+            self._who[e.stream] = Who()
+            if e.kind != "stream_started":
+                self._past.want(e.stream)
+        return self._who[e.stream]
 
     def now(self) -> tuple[str, str]:
         """(stable, unstable) words of who is speaking, with the time; of the newest stream when there are several."""

@@ -260,6 +260,36 @@ def replay(
         asker.close()
 
 
+class Past:
+    """What streams have of some kinds, fetched without waiting, for who came when they had begun."""
+
+    def __init__(self, settings: Settings, kinds: Iterable[str]) -> None:
+        self._kinds = (*kinds, "purged")
+        self._asker = wire.Asker(wire.ipc(settings, "replay"))
+        self._after: dict[str, int] = {}  # of the streams wanted: the first one is asked for
+        self._next_ask_s = 0.0
+
+    def want(self, stream: str) -> None:
+        self._after.setdefault(stream, 0)
+
+    def events(self) -> list[m.Event]:
+        """What came since the last call. Some may be known from the live feed too."""
+        page, now = self._asker.answer(), time.monotonic()
+        stream = next(iter(self._after), None)
+        found: tuple[m.Event, ...] = ()
+        if stream is None:
+            return []
+        if isinstance(page, m.Page):
+            self._after[stream], self._next_ask_s, found = page.upto, 0.0, page.events
+            if page.upto >= page.head:
+                del self._after[stream]
+                stream = next(iter(self._after), None)
+        if stream is not None and now >= self._next_ask_s:
+            ask = m.Replay(after=self._after[stream], kinds=self._kinds, stream=stream)
+            self._next_ask_s = now + (FeedClient.REPLAY_TIMEOUT_S if self._asker.ask(ask) else 0.1)
+        return list(found)
+
+
 class Appender:
     """Appends of one producer. The caller takes its place from every At, whoever caused it."""
 

@@ -94,7 +94,10 @@ class Gap(Body, frozen=True, kw_only=True, tag="gap"):
 
 
 class SpeakerTurn(Body, frozen=True, kw_only=True, tag="speaker_turn"):
-    """`speaker` talks during `span`; provisional until the clustering on the whole stream confirms it."""
+    """`speaker` talks during `span`; provisional until the clustering on the whole stream confirms it.
+
+    How turns, relabels and names become the speaker of a word: `common/join.py`.
+    """
 
     span: Span
     speaker: str
@@ -102,7 +105,11 @@ class SpeakerTurn(Body, frozen=True, kw_only=True, tag="speaker_turn"):
 
 
 class Relabel(Body, frozen=True, kw_only=True, tag="relabel"):
-    """Speaker `source` is called `target` from now on, inside `span` or everywhere."""
+    """Turns labelled `source` are labelled `target` ("": nobody's), inside `span` or everywhere.
+
+    The diarizer's concern the turns that stand before them in the journal, those of people also turns to come. The
+    relabels of one append are one step: each looks at the labels before it.
+    """
 
     source: str = msgspec.field(name="from")
     target: str = msgspec.field(name="to")
@@ -110,7 +117,7 @@ class Relabel(Body, frozen=True, kw_only=True, tag="relabel"):
 
 
 class SpeakerName(Body, frozen=True, kw_only=True, tag="speaker_name"):
-    """A person gave `speaker` a name."""
+    """`speaker` got a name ("" takes it back), from a person or, by the diarizer, from a voiceprint."""
 
     speaker: str
     name: str

@@ -64,6 +64,7 @@ def read_vtt(text: str) -> list[tuple[float, float, list[str]]]:
         times, *lines = block.split("\n")
         found = re.fullmatch(f"{CLOCK % '.'} --> {CLOCK % '.'}", times)
         assert found and lines
+        lines[0] = re.sub(r"^<v [^<>\n]+>", "", lines[0])  # whose voice it is
         for line in lines:
             assert "-->" not in line and "<" not in line and re.fullmatch(r"(?:[^&]|&(?:amp|lt|gt);)+", line), line
         plain = [x.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") for x in lines]
@@ -175,3 +176,71 @@ def test_only_the_newest_word_on_a_segment_counts() -> None:
 
 def test_columns_are_those_of_a_screen() -> None:
     assert [exports.columns(t) for t in ("abc", "日本", unicodedata.normalize("NFD", "é"))] == [3, 4, 1]
+
+
+def turn(speaker: str, start_s: float, end_s: float) -> tuple[str, m.Body]:
+    span = (int(start_s * RATE), int(end_s * RATE))
+    return ("diarizer", m.SpeakerTurn(span=span, speaker=speaker, provisional=True))
+
+
+TALK = (
+    ("transcriber", transcript(0.0, "How are you? I am well.")),
+    ("transcriber", transcript(4.0, "Good.")),
+    ("transcriber", transcript(20.0, "Somebody far away.")),
+    ("transcriber", transcript(30.0, "And me again.")),
+)
+TURNS = (turn("S1", 0, 1.2), turn("S2", 1.2, 5), turn("S2", 30, 32), turn("S1", 30.9, 31))
+NAMES = (("cli.1", m.SpeakerName(speaker="S2", name="Bo <b> & Co")),)
+
+
+def test_speakers_are_named_where_they_change() -> None:
+    found = exports.document("s", events(*TALK, *TURNS, *NAMES), "transcriber")
+    assert exports.txt(found).splitlines() == [
+        "S1: How are you?",
+        "Bo <b> & Co: I am well.",
+        "Good.",
+        "?: Somebody far away.",
+        "Bo <b> & Co: And me again.",
+    ]
+    assert [" ".join(lines) for _, _, lines in read_srt(exports.srt(found))] == exports.txt(found).splitlines()
+    assert re.findall("<v .*", exports.vtt(found)) == [
+        "<v S1>How are you?",
+        "<v Bo &lt;b&gt; &amp; Co>I am well.",
+        "<v Bo &lt;b&gt; &amp; Co>Good.",
+        "<v ?>Somebody far away.",
+        "<v Bo &lt;b&gt; &amp; Co>And me again.",
+    ]
+    assert [" ".join(lines) for _, _, lines in read_vtt(exports.vtt(found))][1] == "I am well."
+    row = json.loads(exports.json(found, words=True))
+    assert row["speakers"] == [
+        {"speaker": "S1", "name": None, "seconds": 1.3},
+        {"speaker": "S2", "name": "Bo <b> & Co", "seconds": 5.8},
+    ]
+    assert row["segments"][0]["runs"] == [
+        {"speaker": "S1", "start_s": 0.0, "end_s": 1.15, "text": "How are you?"},
+        {"speaker": "S2", "start_s": 1.2, "end_s": 2.35, "text": "I am well."},
+    ]
+    assert row["segments"][2]["runs"][0]["speaker"] is None
+    assert all(len(segment["words"]) == len(segment["text"].split()) for segment in row["segments"])
+
+
+def test_without_turns_names_and_relabels_change_nothing() -> None:
+    more = (*NAMES, ("cli.2", m.Relabel(source="S1", target="S2")))
+    plain, named = (exports.document("s", events(*TALK, *rest), "transcriber") for rest in ((), more))
+    for form in exports.FORMATS.values():
+        assert form(plain) == form(named)
+    assert "runs" not in exports.json(plain) and "speakers" not in exports.json(plain)
+
+
+@given(st.text(letters, max_size=60), st.lists(st.booleans(), min_size=8, max_size=8))
+@settings(deadline=None, max_examples=60)
+def test_any_name_leaves_the_formats_whole(name: str, second: list[bool]) -> None:
+    turns = [turn("S2" if b else "S1", i * 0.4, i * 0.4 + 0.4) for i, b in enumerate(second)]
+    words = ("transcriber", transcript(0.0, "one two three four five six seven eight"))
+    called = ("cli.1", m.SpeakerName(speaker="S2", name=name))
+    found = exports.document("s", events(words, *turns, called), "transcriber")
+    cues = read_vtt(exports.vtt(found))
+    assert "".join("".join(lines) for _, _, lines in cues).replace(" ", "") == "onetwothreefourfivesixseveneight"
+    assert sum(a != b for a, b in itertools.pairwise(second)) < len(cues)
+    said = "".join("".join(lines) for _, _, lines in read_srt(exports.srt(found)))
+    assert said.count("S1:") >= len([a for a, b in itertools.pairwise([True, *second]) if a and not b])
