@@ -1,9 +1,10 @@
-"""Composed meetings: where words are said to be there is sound, elsewhere there is none, and it is the same each time."""
+"""Composed meetings: where words are said to be there is sound, elsewhere none, and it is the same each time."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_words_lie_inside_a_turn_of_their_speaker_one_after_the_other(meeting: M
         turns = [(a, b) for a, b, speaker in meeting.turns if speaker == who]
         mine = [w for w, speaker in meeting.words if speaker == who]
         assert all(any(a <= w.start < w.end <= b for a, b in turns) for w in mine)
-        assert all(a.end <= b.start for a, b in zip(mine, mine[1:], strict=False))
+        assert all(a.end <= b.start for a, b in pairwise(mine))
 
 
 def test_the_words_are_those_of_the_recordings(meeting: Meeting) -> None:
@@ -126,7 +127,7 @@ def test_everything_is_said_in_its_order_and_nobody_follows_himself(seed: int) -
     assert said == wanted
     names = [turn[0].speaker for turn in turns]
     last = next(i for i in range(len(names)) if len(set(names[i:])) == 1)  # from here only one has something left
-    assert all(a != b for a, b in zip(names[:last], names[1 : last + 1], strict=True))
+    assert all(a != b for a, b in pairwise(names[: last + 1]))
 
 
 def test_a_word_is_cut_to_its_sound_and_pauses_part_pieces() -> None:
