@@ -20,7 +20,7 @@ WORDS = "tokens of transcript a second of speech"
 # Working memory beside the weights, as parts of them or in bytes: the sums are the footprints of the mission's stack.
 WORKING = {"transcriber": 2.7, "translator": 0.1, "summarizer": 0.05}
 DIARIZER_WORKING = 3_000_000_000
-LATER = {"translation": "translator", "diarization": "diarizer"}
+LATER = {"translation": "translator"}
 
 
 class Given(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +77,8 @@ def costs(settings: Settings, given: Given, told: frozenset[str], card_mib: int,
         raise UserError("how much memory has the card? this profile names none: --card-mib 16000")
     known = _calibrated(settings)
     wanted = [("transcriber", "live", settings.transcriber.model, "none")]
+    if settings.speakers.enabled:
+        wanted.append(("diarizer", "live", settings.speakers.model, "none"))
     wanted += [(LATER[models.model(name).task], "live", name, "none") for name in later]
     wanted += [("summarizer", "burst", settings.summary.model, settings.summary.quantise)]
     said, sizes = [], []

@@ -40,7 +40,7 @@ from tests import speech  # noqa: E402
 from tests.in_process import run  # noqa: E402
 from tests.sounds import computed_sounds  # noqa: E402
 from tests.speech import RATE, Samples, samples, word_errors, words  # noqa: E402
-from workers.session import Work  # noqa: E402
+from workers.session import Utterance  # noqa: E402
 from workers.transcriber import Transcriber  # noqa: E402
 from workers.utterances import State, unpack  # noqa: E402
 
@@ -90,7 +90,7 @@ class Bench:
 
         vars(self.decoder)["_decode"] = counted
 
-    def infer(self, way: str, state: bytes, work: Work) -> tuple[Any, float, bool]:
+    def infer(self, way: str, state: bytes, work: Utterance) -> tuple[Any, float, bool]:
         """(step, cpu-seconds, whether the whole window was asked)"""
         self.decoder.s = msgspec.structs.replace(self.transcriber.s, whole_window=way == "whole")
         self.asked = 0
@@ -113,7 +113,7 @@ class Bench:
         session = self.transcriber.open(folder, meta, at)
         while session.position < meta.end:
             step = session.scan()
-            if isinstance(step, Work):
+            if isinstance(step, Utterance):
                 work = step
                 for way in WAYS:
                     step, cpu_s, again = self.infer(way, states[way], work)
@@ -129,7 +129,7 @@ class Bench:
         """A sound that the voice detector took for speech, right after the text of `state`."""
         first, sound = unpack(state).prompt_end, rec.audio[: round(FORCED_S * RATE)]
         span = (first, first + len(sound))
-        work = Work(stream="s", span=span, speech=span, voiced=span, pcm=sound.astype("<i2").tobytes(), state=b"")
+        work = Utterance(stream="s", span=span, speech=span, voiced=span, pcm=sound.astype("<i2").tobytes(), state=b"")
         for way in WAYS:
             step, cpu_s, again = self.infer(way, state, work)
             yield row(rec, way, step.events[-1], cpu_s, again, (0, len(sound)))

@@ -85,7 +85,7 @@ class Capture:
         self.intake = Intake(self.ring)
         self.writer = WriterThread(self.ring, self.intake, s.capture.sync_interval_ms / 1000, self._wake, self.log)
         self.feeding = SourceThread(process, self.source, self.intake, self.writer)
-        self.retention = Retention(s.streams, self.source.name, s.retention)
+        self.retention = Retention(s.streams, self.source.name, s.retention, topology.audio_readers(s))
         self.doorbell = wire.publisher(wire.ipc(s, topology.doorbell(self.source.name)))
         self.beats = wire.subscriber([wire.ipc(s, "pub")], ["beat"], hwm=10)
         self.poller = wire.poller(self.beats, self._wake_read)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,6 @@ from common import backlog
 from common.backlog import Anchor
 from common.messages import Beat, StreamBeat
 from common.settings import RetentionSettings
-from common.topology import AUDIO_READERS
 
 BEAT_WITHIN_S = 5.0
 FREE_AT_ONCE = 32 << 20  # bytes a full disk is given back per call
@@ -33,14 +32,17 @@ class Candidate(NamedTuple):
     size: int
 
 
-def read_upto(beat: StreamBeat) -> int:
-    """First sample that some reader of audio has not processed. A reader with parts is as far as its slowest part."""
-    return min(_reader_upto(beat, reader) for reader in AUDIO_READERS)
+def read_upto(beat: StreamBeat, readers: Mapping[str, int]) -> int:
+    """First sample that some reader of audio has not processed. A reader with parts is as far as its slowest part.
+
+    `readers`: how many samples before its position each of them still reads, while the stream is not over for it.
+    """
+    return min(_reader_upto(beat, reader, behind) for reader, behind in readers.items())
 
 
-def _reader_upto(beat: StreamBeat, reader: str) -> int:
-    parts = [p for name, p in beat.producers.items() if name == reader or name.startswith(reader + ".")]
-    return min((p.positions.get("audio", 0) for p in parts), default=0)
+def _reader_upto(beat: StreamBeat, reader: str, behind: int) -> int:
+    parts = [p.positions for name, p in beat.producers.items() if name == reader or name.startswith(reader + ".")]
+    return min((max(0, p.get("audio", 0) - (0 if p.get("meta") == 2 else behind)) for p in parts), default=0)
 
 
 def due(candidate: Candidate, upto: int, now_s: float, limits: RetentionSettings, disk_full: bool) -> bool:
@@ -62,8 +64,8 @@ def by_boot_clock(candidate: Candidate, anchors: list[Anchor], now: Anchor) -> C
 class Retention:
     """What one capture deletes: files of its own source's streams, and of ended streams of anybody."""
 
-    def __init__(self, streams: Path, source: str, limits: RetentionSettings) -> None:
-        self.streams, self.source, self.limits = streams, source, limits
+    def __init__(self, streams: Path, source: str, limits: RetentionSettings, readers: Mapping[str, int]) -> None:
+        self.streams, self.source, self.limits, self.readers = streams, source, limits, readers
         self._journal = ""
         self._upto: dict[str, int] = {}  # stream -> read by everybody up to here; the beat names a few at a time
         self._heard_at = float("-inf")
@@ -73,7 +75,7 @@ class Retention:
         if beat.journal != self._journal:  # another journal: what was read there may be lost
             self._journal, self._upto = beat.journal, {}
         self._heard_at = now
-        self._upto |= {name: read_upto(stream) for name, stream in beat.streams.items()}
+        self._upto |= {name: read_upto(stream, self.readers) for name, stream in beat.streams.items()}
 
     def sweep(self, now: float, disk_full: bool = False) -> list[Path]:
         """Delete what is due; with a full disk no more than is needed for a while. `now`: monotonic clock."""

@@ -10,7 +10,7 @@ import time
 import msgspec
 
 from capture.retention import BEAT_WITHIN_S, Retention
-from common import backlog, wire
+from common import backlog, topology, wire
 from common import messages as m
 from common.process import Process, arguments, main
 
@@ -21,7 +21,8 @@ _beat = msgspec.msgpack.Decoder(m.Beat)
 
 def run(process: Process) -> None:
     settings = process.settings
-    retention = Retention(settings.streams, "", settings.retention)  # of no source: what is open is left alone
+    readers = topology.audio_readers(settings)
+    retention = Retention(settings.streams, "", settings.retention, readers)  # of no source: what is open is left alone
     beats = wire.subscriber([wire.ipc(settings, "pub")], ["beat"], hwm=10)
     poller = wire.poller(beats)
     ended = [p for p in backlog.streams(settings.streams) if (meta := backlog.read_meta(p)) and meta.ended]

@@ -192,7 +192,7 @@ def status(
             words += [f"{bell.ram_s:.0f} s of audio wait in RAM for the disk"] if bell.ram_s >= 1 else []
             words += [f"{bell.lost_samples / m.SAMPLE_RATE:.1f} s lost"] if bell.lost_samples else []
         if beat and pid and (worker := beat.workers.get(name)):
-            words += [worker.phase, worker.detail]
+            words += [worker.phase, worker.detail, worker.note]
         if pid and name == topology.COVERAGE_PRODUCER:
             words.append(models.only_language(settings))
         lines.append(f"{name:<18} {f'pid {pid}' if pid else '-':<12} {', '.join(w for w in words if w)}")

@@ -311,6 +311,7 @@ class WorkerStatus(Request, frozen=True, kw_only=True, tag="worker_status"):
     detail: str = ""
     delays: tuple[Delay, ...] = ()  # of what it put out in the last `delays_over_s`
     delays_over_s: float = 0.0
+    note: str = ""  # one line for people: how it does its work, where nothing is wrong with that
 
 
 class Doorbell(Struct, frozen=True, kw_only=True, tag_field="type", tag="doorbell"):

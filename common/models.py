@@ -129,6 +129,8 @@ def model(name: str) -> Model:
 def needed(settings: Settings) -> list[str]:
     """Names of the models that the processes load with these settings."""
     out = [settings.transcriber.model, VAD]
+    if settings.speakers.enabled:
+        out.append(settings.speakers.model)
     if settings.summary.enabled:
         out.append(quantised(settings.summary.model, settings.summary.quantise))
     return out

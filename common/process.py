@@ -185,6 +185,14 @@ def stop_holder(folder: Path, name: str, timeout_s: float = 10.0) -> bool:
     return pid is None or wait_gone(pid, timeout_s)
 
 
+def give_way(nice: int) -> None:
+    """Let other processes go first. Each of ours leads a session, and where the kernel groups processes by session
+    (autogroup) the niceness of a process counts within its group alone: the group's has to be lowered too."""
+    os.nice(nice)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(nice))
+
+
 class Process:
     """One running process of the table: settings, name, log, run folder, and the flag that says stop."""
 

@@ -121,6 +121,20 @@ class GpuSettings(Section, frozen=True, kw_only=True):
     measure_timeout_s: float = 3.0  # a driver that does not answer in this is asked anew, by another process
 
 
+class SpeakerSettings(Section, frozen=True, kw_only=True):
+    """Who said it: the diarizer."""
+
+    enabled: bool = True  # false: the diarizer is not started, and captions name nobody
+    model: str = "pyannote-campplus"
+    threads: int = 1
+    max: int = 0  # so many speakers at most in a stream; 0: not known
+    hop_s: float = 1.0  # a window is heard each time, where somebody speaks
+    longest_hop_s: float = 5.0  # steps grow to this while the machine is too busy; as hop_s: never
+    busy_lag_s: float = 5.0  # one more hop in a step for each so many seconds that turns or captions are late
+    threshold: float = 0.5  # cosine distance from which a voice counts as another speaker
+    settle_every_s: float = 60.0  # of a stream: everything heard so far is clustered anew
+
+
 class SummarySettings(Section, frozen=True, kw_only=True):
     """Minutes of what was said."""
 
@@ -164,6 +178,7 @@ class Settings(Section, frozen=True, kw_only=True):
     retention: RetentionSettings = RetentionSettings()
     transcriber: TranscriberSettings = TranscriberSettings()
     gpu: GpuSettings = GpuSettings()
+    speakers: SpeakerSettings = SpeakerSettings()
     summary: SummarySettings = SummarySettings()
     feed: FeedSettings = FeedSettings()
     viewer: ViewerSettings = ViewerSettings()
@@ -175,6 +190,10 @@ class Settings(Section, frozen=True, kw_only=True):
     @property
     def streams(self) -> Path:
         return self.data / "streams"
+
+    def windows(self, stream: str) -> Path:
+        """What the diarizer keeps of a stream while it goes on: voices of people, so it goes with a purge."""
+        return self.data / "speakers" / stream
 
     @property
     def cache(self) -> Path:
@@ -290,6 +309,13 @@ def _check(s: Settings) -> None:
         ("gpu.offload_at_least_s", 0.1, s.gpu.offload_at_least_s),
         ("gpu.reclaim_within_s", 0.1, s.gpu.reclaim_within_s),
         ("gpu.measure_timeout_s", 0.2, s.gpu.measure_timeout_s),
+        ("speakers.threads", 1, s.speakers.threads),
+        ("speakers.max", 0, s.speakers.max),
+        ("speakers.hop_s", 0.25, s.speakers.hop_s),
+        ("speakers.longest_hop_s", s.speakers.hop_s, s.speakers.longest_hop_s),
+        ("speakers.busy_lag_s", 0.5, s.speakers.busy_lag_s),
+        ("speakers.threshold", 0.01, s.speakers.threshold),
+        ("speakers.settle_every_s", 10, s.speakers.settle_every_s),
         ("summary.threads", 1, s.summary.threads),
         ("summary.interval_s", 0, s.summary.interval_s),
         ("summary.max_new_tokens", 16, s.summary.max_new_tokens),
@@ -305,6 +331,8 @@ def _check(s: Settings) -> None:
         raise UserError(f"settings: gpu.device: {s.gpu.device!r} is none of auto, cuda, simulated")
     if s.summary.quantise not in ("none", "nf4"):
         raise UserError(f"settings: summary.quantise: {s.summary.quantise!r} is none of none, nf4")
+    if s.speakers.longest_hop_s > 8:  # a window has 10 s: each sound must be heard with some before and behind it
+        raise UserError(f"settings: speakers.longest_hop_s: {s.speakers.longest_hop_s} is over 8")
     if s.transcriber.max_utterance_s > 25:
         raise UserError(f"settings: transcriber.max_utterance_s: {s.transcriber.max_utterance_s} is over 25")
     if not 0.2 <= s.transcriber.vad_threshold <= 0.95:

@@ -78,6 +78,15 @@ TABLE: tuple[Row, ...] = (
         gpu="lease",
     ),
     Row(
+        name="diarizer",
+        module="workers.diarizer",
+        doc="who speaks when, and which of them is the same",
+        reads=("backlog", "doorbells", "beat"),
+        writes=("speaker_turn", "relabel", "speaker_name", "gap"),
+        gpu="lease",
+        runs_if="speakers.enabled",
+    ),
+    Row(
         name="summarizer",
         module="workers.summarizer",
         doc="minutes of what was said, in bursts",
@@ -96,7 +105,8 @@ TABLE: tuple[Row, ...] = (
 )
 
 LAUNCHER_ENDPOINT = Endpoint(name="launcher", pattern="ROUTER", doc="Command -> Done|Refused")
-AUDIO_READERS = ("transcriber",)  # producers whose `audio` position must pass a sample before it may be deleted
+READS_BEHIND = {"transcriber": 0, "diarizer": 160_000}  # readers of audio; samples before their position: a window
+UNHURRIED = ("diarizer",)  # live workers whose lateness puts no burst off: they take larger steps instead
 COVERAGE_PRODUCER = "transcriber"  # the one whose spans classify every sample
 
 
@@ -109,12 +119,23 @@ def row(name: str) -> Row:
     raise KeyError(name)
 
 
+def wanted(r: Row, settings: Settings) -> bool:
+    """Whether these settings want processes of a row."""
+    section, _, key = r.runs_if.partition(".")
+    return not r.runs_if or bool(getattr(getattr(settings, section), key))
+
+
+def audio_readers(settings: Settings) -> dict[str, int]:
+    """Producers whose `audio` position must pass a sample before it may be deleted, and how many samples before it
+    each of them still reads."""
+    return {name: behind for name, behind in READS_BEHIND.items() if wanted(row(name), settings)}
+
+
 def names(settings: Settings) -> tuple[str, ...]:
     """Names of all processes that these settings want, in starting order."""
     out: list[str] = []
     for r in TABLE:
-        section, _, key = r.runs_if.partition(".")
-        if r.runs_if and not getattr(getattr(settings, section), key):
+        if not wanted(r, settings):
             continue
         out += [f"{r.name}@{s.name}" for s in settings.source] if r.per_source else [r.name]
     return tuple(out)

@@ -15,7 +15,7 @@ from common import backlog
 from common import messages as m
 from common.settings import Settings
 from tests.system import weights
-from workers.session import Work
+from workers.session import Utterance
 from workers.transcriber import Transcriber
 from workers.vad import Rules
 
@@ -48,7 +48,7 @@ def finals(folder: Path) -> list[str]:
     session, bodies = worker.open(folder, meta, at), list[m.Body]()
     while session.position < meta.end:
         found = session.scan()
-        step = run(worker.infer(session.at.state, found)) if isinstance(found, Work) else found
+        step = run(worker.infer(session.at.state, found)) if isinstance(found, Utterance) else found
         assert step, "audio is missing"
         bodies += step.events
         at = m.At(n=at.n + 1, positions=at.positions | step.positions, state=step.state, head=0)

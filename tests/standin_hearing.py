@@ -15,7 +15,8 @@ from common import messages as m
 from common.process import Process
 from tests.standin_models import MIB, ballast
 from workers._torch import set_up
-from workers.hearing import Hearing, Work
+from workers.captioner import Captioner
+from workers.session import Utterance
 from workers.steps import Step
 from workers.utterances import State, Utterances
 from workers.vad import Rules, Vad
@@ -24,7 +25,7 @@ WORDS = ["the", "stand-in", "says", "something", "that", "nobody", "said"]
 WORD_SAMPLES = m.SAMPLE_RATE // 3
 
 
-class StandInTranscriber(Hearing):
+class StandInTranscriber(Captioner):
     """See the module."""
 
     name = "transcriber"
@@ -52,11 +53,11 @@ class StandInTranscriber(Hearing):
     def open(self, folder: Path, meta: backlog.Meta, at: m.At) -> Utterances:
         return Utterances(folder, meta, at, self.vad, self.rules)
 
-    def infer(self, state: bytes, work: Work) -> Generator[None, None, Step]:
+    def infer(self, state: bytes, work: Utterance) -> Generator[None, None, Step]:
         body = yield from self._says(work.stream, work.speech)
         return self._step(work, body)
 
-    def skipped(self, state: bytes, work: Work, gap: m.Gap) -> Step:
+    def skipped(self, state: bytes, work: Utterance, gap: m.Gap) -> Step:
         return self._step(work, gap)
 
     def again(self, stream: str, gap: m.Gap, pcm: bytes) -> Generator[None, None, m.Body]:
@@ -75,7 +76,7 @@ class StandInTranscriber(Hearing):
         segment = m.segment_id(stream, span[0])
         return m.Transcript(segment=segment, span=span, text=text, language="en", words=words, model="stand-in")
 
-    def _step(self, work: Work, body: m.Body) -> Step:
+    def _step(self, work: Utterance, body: m.Body) -> Step:
         silence = (m.Silence(span=(work.span[0], work.speech[0])),) if work.speech[0] > work.span[0] else ()
         state = m.encode(State(vad=work.state))
         return Step(positions={"audio": work.span[1]}, events=(*silence, body), state=state)

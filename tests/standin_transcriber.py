@@ -22,7 +22,7 @@ from common.launch import Launcher
 from common.process import Process, arguments, main
 from common.settings import load
 from workers.base import Runner
-from workers.session import Work
+from workers.session import Utterance
 from workers.steps import Step
 from workers.transcriber import Pieces, Transcriber
 
@@ -42,11 +42,11 @@ class FaultyTranscriber(Transcriber):
                     os.kill(os.getpid(), signal.SIGSEGV)
                 raise ArithmeticError("the stand-in was told to fail here")
 
-    def infer(self, state: bytes, work: Work) -> Pieces[Step]:
+    def infer(self, state: bytes, work: Utterance) -> Pieces[Step]:
         self._meet(work.speech)
         return super().infer(state, work)
 
-    def infer_all(self, state: bytes, works: Sequence[Work], steps: list[Step]) -> Pieces[None]:
+    def infer_all(self, state: bytes, works: Sequence[Utterance], steps: list[Step]) -> Pieces[None]:
         for work in works:
             self._meet(work.speech)
         return super().infer_all(state, works, steps)

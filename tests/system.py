@@ -44,10 +44,12 @@ class System:
         *sources: Source,
         program: str = "common.cli",
         summaries: bool = False,  # they take seconds of a core each
+        speakers: bool = False,  # they take a part of a core
     ) -> None:
         viewer = msgspec.structs.replace(settings.viewer, port=free_port())
         summary = msgspec.structs.replace(settings.summary, enabled=summaries)
-        self.settings = msgspec.structs.replace(settings, source=sources, viewer=viewer, summary=summary)
+        who = msgspec.structs.replace(settings.speakers, enabled=speakers)
+        self.settings = msgspec.structs.replace(settings, source=sources, viewer=viewer, summary=summary, speakers=who)
         self.run = wire.run_dir(self.settings)
         self.processes = processes
         self._argv = [sys.executable, "-m", program, "--config", str(processes.config(self.settings))]

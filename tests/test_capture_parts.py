@@ -27,11 +27,11 @@ from capture.ring import Patience, Ring, Run
 from capture.streams import Found, Stream, age_s
 from capture.streams import choose as choose_stream
 from capture.writer import WriterThread
-from common import backlog
+from common import backlog, topology
 from common import messages as m
 from common.backlog import Anchor, Meta
 from common.process import Log
-from common.settings import RetentionSettings, Settings, Source
+from common.settings import RetentionSettings, Settings, Source, SpeakerSettings
 from common.wire import run_dir
 from tests.capture_helpers import RATE, numbered
 from tests.conftest import ROOT
@@ -268,13 +268,33 @@ def beat(journal: str = "j", **positions: int) -> m.Beat:
     return m.Beat(protocol=1, journal=journal, head=0, at_ns=0, streams=streams, workers={}, captures={})
 
 
+ONE = {"transcriber": 0}
+
+
 def test_read_is_what_every_reader_has_passed() -> None:
     stream = beat(s=500).streams["s"]
-    assert read_upto(stream) == 500
+    assert read_upto(stream, ONE) == 500
     slow = stream.producers | {"transcriber.b": m.ProducerBeat(n=1, positions={"audio": 20})}
-    assert read_upto(msgspec.structs.replace(stream, producers=slow)) == 20
+    assert read_upto(msgspec.structs.replace(stream, producers=slow), ONE) == 20
     other = {"translator": m.ProducerBeat(n=1, positions={"audio": 900})}
-    assert read_upto(msgspec.structs.replace(stream, producers=other)) == 0, "a reader that never came has read nothing"
+    never = msgspec.structs.replace(stream, producers=other)
+    assert read_upto(never, ONE) == 0, "a reader that never came has read nothing"
+
+
+def test_what_a_reader_still_looks_back_at_is_not_read() -> None:
+    two = topology.audio_readers(Settings())
+    assert two == {"transcriber": 0, "diarizer": 160_000}
+    off = Settings(speakers=SpeakerSettings(enabled=False))
+    assert topology.audio_readers(off) == ONE, "one that never comes would keep all audio for ever"
+    stream = beat(s=500_000).streams["s"]
+
+    def upto(**positions: int) -> int:
+        producers = stream.producers | {"diarizer": m.ProducerBeat(n=1, positions=positions)}
+        return read_upto(msgspec.structs.replace(stream, producers=producers), two)
+
+    assert read_upto(stream, two) == 0
+    assert [upto(audio=100_000), upto(audio=300_000), upto(audio=700_000)] == [0, 140_000, 500_000]
+    assert upto(audio=300_000, meta=2) == 300_000, "the stream is over for it"
 
 
 @pytest.mark.parametrize(
@@ -314,7 +334,7 @@ def kept(folder: Path) -> list[int]:
 def test_retention_deletes_ours_and_what_has_ended_and_never_without_a_beat(folder: Path) -> None:
     ours, theirs = stream_of(folder, "ours", "mic", False), stream_of(folder, "theirs", "b", False)
     ended = stream_of(folder, "ended", "b", True)
-    retention = Retention(folder, "mic", RetentionSettings(read_audio_h=1))
+    retention = Retention(folder, "mic", RetentionSettings(read_audio_h=1), ONE)
     assert retention.sweep(now=10.0) == []
     retention.hear(beat(ours=30, theirs=30, ended=29), now=10.0)
     assert retention.sweep(now=15.1) == [], "the beat is too old"
@@ -334,7 +354,7 @@ def test_a_jump_of_the_wall_clock_makes_no_file_old(folder: Path) -> None:
     anchors = [(0, 3, now.boot_id), (10, 0, now.boot_id), (20, 3, "of another boot")]  # sample, hours ago
     lines = [Anchor(sample=s, wall_ns=0, boot_ns=now.boot_ns - h * hours_ns, boot_id=b) for s, h, b in anchors]
     (ours / "anchors.jsonl").write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-    retention = Retention(folder, "mic", RetentionSettings(read_audio_h=1, unread_audio_h=2))
+    retention = Retention(folder, "mic", RetentionSettings(read_audio_h=1, unread_audio_h=2), ONE)
     retention.hear(beat(ours=10), now=1.0)
     assert retention.sweep(now=1.0) == [] and kept(ours) == [0, 10, 20]
     old = [msgspec.structs.replace(line, boot_ns=now.boot_ns - 3 * hours_ns) for line in lines]
@@ -345,7 +365,7 @@ def test_a_jump_of_the_wall_clock_makes_no_file_old(folder: Path) -> None:
 
 def test_another_journal_has_read_nothing_yet(folder: Path) -> None:
     ended = stream_of(folder, "ended", "b", True)
-    retention = Retention(folder, "mic", RetentionSettings(read_audio_h=1))
+    retention = Retention(folder, "mic", RetentionSettings(read_audio_h=1), ONE)
     retention.hear(beat(ended=30), now=1.0)
     retention.hear(beat(journal="restored"), now=2.0)
     assert retention.sweep(now=2.0) == [] and kept(ended) == [0, 10, 20]
@@ -354,7 +374,7 @@ def test_another_journal_has_read_nothing_yet(folder: Path) -> None:
 def test_a_removal_that_was_killed_is_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grave = folder / ".old.removed-77"
     (grave / "audio").mkdir(parents=True)
-    retention = Retention(folder, "mic", RetentionSettings())
+    retention = Retention(folder, "mic", RetentionSettings(), ONE)
     retention.hear(beat(), now=1.0)
     retention.sweep(now=1.0)
     assert grave.exists(), "somebody may be at it"

@@ -23,10 +23,11 @@ from common import backlog
 from common import messages as m
 from common.process import Process
 from common.settings import Settings, TranscriberSettings
+from workers.captioner import Captioner
 from workers.captions import owners, packed
 from workers.catchup import how_many
-from workers.hearing import Hearing, Work
 from workers.poison import Poison
+from workers.session import Utterance
 from workers.steps import Step
 from workers.tenancy import NotCarriedOut
 from workers.utterances import State, Utterances
@@ -101,14 +102,14 @@ def told(stream: Stream, ear: Utterances, most: int, out: list[Any]) -> None:
     """Everything that can be told now; `most` utterances at once."""
     ear.meta = stream.meta
     while (found := ear.scan()) is not None:
-        works: Sequence[Work | Step] = [found]
-        if isinstance(found, Work) and most > 1:
+        works: Sequence[Utterance | Step] = [found]
+        if isinstance(found, Utterance) and most > 1:
             ear.look_ahead(most, 40 * FRAME)
             works = ear.waiting(most)
             assert works[0] == found
         for one in works:
             out.append(one)
-            if isinstance(one, Work):
+            if isinstance(one, Utterance):
                 one = Step(positions={"audio": one.span[1]}, events=(), state=m.encode(State(vad=one.state)))
             ear.moved(m.At(n=1, positions=one.positions, state=one.state, head=1))
 
@@ -132,7 +133,7 @@ def test_looking_ahead_finds_what_is_found_one_by_one(tmp_path: Path, seed: int)
         told(stream, ear, most, heard[most])
         assert ear.position == stream.meta.end
         assert heard[most] == heard[1], f"{most} at once"
-    assert sum(isinstance(one, Work) for one in heard[1]) > 5
+    assert sum(isinstance(one, Utterance) for one in heard[1]) > 5
 
 
 AT = m.At(n=0, positions={"meta": 1}, state=b"", head=0)
@@ -142,7 +143,7 @@ class Killed(BaseException):
     """The process ends here."""
 
 
-class StandInTranscriber(Hearing):
+class StandInTranscriber(Captioner):
     """The text of an utterance is its place and what was before it; `bad` samples cannot be decoded."""
 
     name = "transcriber"
@@ -171,18 +172,18 @@ class StandInTranscriber(Hearing):
     def together(self, session: Any, late_s: float) -> int:
         return how_many(late_s, TranscriberSettings(batch_most=6, batch_lag_s=0.5))
 
-    def infer(self, state: bytes, work: Work) -> Generator[None, None, Step]:
+    def infer(self, state: bytes, work: Utterance) -> Generator[None, None, Step]:
         self.sizes.append(1)
         return (yield from self._written(work))
 
-    def infer_all(self, state: bytes, works: Sequence[Work], steps: list[Step]) -> Generator[None, None, None]:
+    def infer_all(self, state: bytes, works: Sequence[Utterance], steps: list[Step]) -> Generator[None, None, None]:
         self.sizes.append(len(works))
         for _ in range(self.window_pieces):
             yield
         for work in works:
             steps.append((yield from self._written(work)))
 
-    def _written(self, work: Work) -> Generator[None, None, Step]:
+    def _written(self, work: Utterance) -> Generator[None, None, Step]:
         if any(work.speech[0] <= sample < work.speech[1] for sample in self.bad):
             self.fail()
             raise ArithmeticError("the stand-in was told to fail here")
@@ -191,11 +192,11 @@ class StandInTranscriber(Hearing):
         text = f"{work.speech} {hash(work.pcm)} {hash(work.state)}"
         return self._step(work, m.Transcript(segment=segment, span=work.speech, text=text, language="en", model=""))
 
-    def _step(self, work: Work, body: m.Body) -> Step:
+    def _step(self, work: Utterance, body: m.Body) -> Step:
         silence = (m.Silence(span=(work.span[0], work.speech[0])),) if work.speech[0] > work.span[0] else ()
         return Step(positions={"audio": work.span[1]}, events=(*silence, body), state=m.encode(State(vad=work.state)))
 
-    def skipped(self, state: bytes, work: Work, gap: m.Gap) -> Step:
+    def skipped(self, state: bytes, work: Utterance, gap: m.Gap) -> Step:
         return self._step(work, gap)
 
     def again(self, stream: str, gap: m.Gap, pcm: bytes) -> Generator[None, None, m.Body]:
@@ -299,7 +300,7 @@ def test_who_is_late_does_several_at_once_and_who_is_not_goes_one_by_one(
     late = Late(tmp_path / "late")
     sizes = late.life().sizes
     assert max(sizes) == 6 and sizes[-1] == 1, "it shrinks as the stream is caught up with"
-    monkeypatch.setattr(StandInTranscriber, "together", Hearing.together)
+    monkeypatch.setattr(StandInTranscriber, "together", Captioner.together)
     alone = Late(tmp_path / "alone")
     assert set(alone.life().sizes) == {1}, "a worker that does not say so"
     assert alone.runner.events == late.runner.events and alone.runner.at.n == late.runner.at.n, "an append each"
@@ -354,7 +355,7 @@ def test_after_a_crash_its_neighbourhood_is_done_one_by_one(tmp_path: Path) -> N
     worker = StandInTranscriber(late.settings)
     worker.look(late.runner, 0.0)
     (session,) = worker.sessions.values()
-    assert isinstance(session.scan(), Work)
+    assert isinstance(session.scan(), Utterance)
     assert worker._catch_up.most(late.runner, session) == 6
     late.runner.poison.begin("s together", 50_000, waits=True)
     record = {"pid": os.getpid(), "cause": "signal 11", "ours": False}

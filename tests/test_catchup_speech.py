@@ -25,7 +25,7 @@ from tests.speech import RATE, samples, word_errors
 from tests.system import RECORDING, Following, assert_whole, body, quiet, recording_text, text, weights
 from tests.test_echo import Ear, whole
 from workers.language import Belief
-from workers.session import Work
+from workers.session import Utterance
 from workers.steps import Step
 from workers.utterances import State
 
@@ -57,7 +57,7 @@ def hear(ear: Ear, most: int, windows: int = 1) -> tuple[list[m.Body], int, int]
     try:
         while (told := session.scan()) is not None:
             done: list[Step] = []
-            if isinstance(told, Work):
+            if isinstance(told, Utterance):
                 steps += 1
                 session.look_ahead(most, 60 * RATE)
                 works = session.waiting(most)

@@ -21,7 +21,7 @@ from common.settings import Settings
 from workers.delays import Delays, Timed, ago_s
 from workers.health import Health
 from workers.interim import UnderWay
-from workers.session import Work
+from workers.session import Utterance
 from workers.steps import Step
 from workers.window import Window
 
@@ -86,7 +86,7 @@ def session(folder: Path, heard_s: float, lane: str = "live") -> Any:
     return SimpleNamespace(folder=folder, meta=SimpleNamespace(lane=lane, stream="s"), told_of=-1)
 
 
-WORK = Work(
+WORK = Utterance(
     stream="s", span=(0, 3 * S), speech=(S // 2, 3 * S), voiced=(S, 5 * S // 2), pcm=b"", state=b"", certain=3 * S
 )
 

@@ -23,7 +23,7 @@ from tests import sounds, speech
 from tests.speech import RATE, Samples
 from tests.system import quiet
 from workers.glossary import words
-from workers.session import Work
+from workers.session import Utterance
 from workers.steps import Step
 from workers.transcriber import Transcriber
 from workers.utterances import unpack
@@ -72,7 +72,7 @@ class Ear:
         at = m.At(n=0, positions={"audio": 0}, state=state, head=0)
         session, found = self.transcriber.open(folder, meta, at), list[m.Body]()
         while len(found) < utterances and (step := session.scan()) is not None:
-            if isinstance(step, Work):
+            if isinstance(step, Utterance):
                 step = whole(self.transcriber.infer(at.state, step))
                 found.append(step.events[-1])
             at = m.At(n=at.n + 1, positions=step.positions, state=step.state, head=0)
@@ -84,7 +84,7 @@ class Ear:
         first = unpack(state).prompt_end
         span = (first, first + len(sound))
         pcm = sound.astype("<i2").tobytes()
-        work = Work(stream="s", span=span, speech=span, voiced=span, pcm=pcm, state=unpack(state).vad)
+        work = Utterance(stream="s", span=span, speech=span, voiced=span, pcm=pcm, state=unpack(state).vad)
         return whole(self.transcriber.infer(state, work))
 
 

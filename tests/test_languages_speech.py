@@ -22,7 +22,7 @@ from tests.speech import RATE, Samples, samples, word_errors
 from tests.system import quiet, weights
 from tests.test_echo import Ear, text, whole
 from workers.language import Belief
-from workers.session import Work
+from workers.session import Utterance
 from workers.steps import Step
 from workers.utterances import State, unpack
 
@@ -66,11 +66,11 @@ def hear(ear: Ear, folder: Path, meta: backlog.Meta, at: m.At, most: int = 1) ->
     t = ear.transcriber
     session, found = t.open(folder, meta, at), list[tuple[m.At, m.Body]]()
     while (told := session.scan()) is not None:
-        steps: list[Step] = [] if isinstance(told, Work) else [told]
-        if isinstance(told, Work) and most > 1:
+        steps: list[Step] = [] if isinstance(told, Utterance) else [told]
+        if isinstance(told, Utterance) and most > 1:
             session.look_ahead(most, 60 * RATE)
             whole(t.infer_all(session.at.state, session.waiting(most), steps))
-        elif isinstance(told, Work):
+        elif isinstance(told, Utterance):
             steps = [whole(t.infer(session.at.state, told))]
         for step in steps:
             at = m.At(n=at.n + 1, positions=step.positions, state=step.state, head=0)

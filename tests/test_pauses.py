@@ -18,7 +18,7 @@ from common import messages as m
 from common.process import Log
 from common.settings import Settings
 from tests.standin_hearing import StandInTranscriber
-from workers.session import Work
+from workers.session import Utterance
 from workers.vad import FRAME, Floats, Vad
 
 pytestmark = pytest.mark.joined
@@ -66,7 +66,7 @@ class Room:
     def decoded(self) -> None:
         """The utterance that waits is journaled."""
         work = self.session.scan()
-        assert isinstance(work, Work)
+        assert isinstance(work, Utterance)
         self.session.moved(m.At(n=1, positions={"audio": work.span[1]}, state=b"", head=1))
 
 
@@ -122,7 +122,7 @@ def test_what_is_owed_is_told_at_once(room: Room) -> None:
 def test_silence_in_the_journal_is_no_end_of_the_pause(room: Room) -> None:
     room.sounds(5.5, voice=False)
     step = room.session.scan()
-    assert step is not None and not isinstance(step, Work)
+    assert step is not None and not isinstance(step, Utterance)
     assert room.session.silence_s > 5.0
 
 
@@ -136,7 +136,7 @@ def test_a_cut_knows_which_audio_made_it_certain(tmp_path: Path, at_once: bool) 
         if not at_once:
             room.session.scan()
     found = room.session.scan()
-    assert isinstance(found, Work)
+    assert isinstance(found, Utterance)
     assert found.certain == found.voiced[1] + room.ear.rules.end_silence * FRAME
 
 
@@ -146,4 +146,4 @@ def test_at_the_end_of_a_stream_its_last_sample_makes_the_cut_certain(tmp_path: 
     room.session.meta = msgspec.structs.replace(room.session.meta, ended=True, end=room.writer.end)
     backlog.write_meta(room.folder, room.session.meta)
     found = room.session.scan()
-    assert isinstance(found, Work) and found.certain == room.writer.end
+    assert isinstance(found, Utterance) and found.certain == room.writer.end

@@ -10,7 +10,7 @@ import pytest
 from common import backlog
 from common import messages as m
 from common.settings import TranscriberSettings
-from workers.session import Work
+from workers.session import Utterance
 from workers.steps import Step
 from workers.utterances import Utterances
 from workers.vad import Floats, Rules, Vad
@@ -56,7 +56,7 @@ def test_silence_begins_when_an_utterance_is_over_and_decoded(tmp_path: Path) ->
     ear, writer = opened(tmp_path / "s")
     sound = b"\1\1" * SECOND
 
-    def hear(pcm: bytes) -> Step | Work | None:
+    def hear(pcm: bytes) -> Step | Utterance | None:
         writer.append(writer.end, pcm)
         return ear.scan()
 

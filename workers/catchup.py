@@ -17,8 +17,8 @@ from workers.tenancy import NotCarriedOut
 
 if TYPE_CHECKING:
     from workers.base import Runner
-    from workers.hearing import Hearing
-    from workers.session import Session, Work
+    from workers.captioner import Captioner
+    from workers.session import Speech, Utterance
 
 READY_SAMPLES = 30 * m.SAMPLE_RATE  # looked ahead at a time
 AWAY_SAMPLES = 5 * m.SAMPLE_RATE  # the same while the model is away: a lease must not wait for long
@@ -32,11 +32,11 @@ def how_many(late_s: float, s: TranscriberSettings) -> int:
 class CatchUp:
     """Several utterances of one stream at once. `most` of 1 is what goes on without it."""
 
-    def __init__(self, worker: Hearing) -> None:
+    def __init__(self, worker: Captioner) -> None:
         self.worker, self.log = worker, worker.log
         self._alone: dict[str, int] = {}  # stream -> sample before which it goes one by one
 
-    def most(self, runner: Runner, session: Session) -> int:
+    def most(self, runner: Runner, session: Speech) -> int:
         """How many go to the model at once now: one by one where doing otherwise has ended badly."""
         try:
             most = self.worker.together(session, self.worker.late_s(session))
@@ -52,10 +52,10 @@ class CatchUp:
         self._alone = {name: upto for name, upto in self._alone.items() if name in streams}
 
     @staticmethod
-    def _what(session: Session) -> str:
+    def _what(session: Speech) -> str:
         return f"{session.meta.stream} together"
 
-    def look_ahead(self, runner: Runner, session: Session, most: int) -> bool:
+    def look_ahead(self, runner: Runner, session: Speech, most: int) -> bool:
         """Find what is behind the utterance that waits. False: there is nothing, or enough is found."""
         samples = READY_SAMPLES if runner.ready else AWAY_SAMPLES
         runner.poison.begin(self._what(session), session.heard + samples, waits=True)
@@ -67,7 +67,7 @@ class CatchUp:
             runner.poison.failed()
             raise
 
-    def infer(self, runner: Runner, session: Session, works: Sequence[Work]) -> list[Step]:
+    def infer(self, runner: Runner, session: Speech, works: Sequence[Utterance]) -> list[Step]:
         """Their steps; the first of them when the GPU had to be given back, none when it failed: then one by one."""
         stream, span = session.meta.stream, (works[0].span[0], works[-1].span[1])
         runner.poison.begin(self._what(session), span[1], waits=True)

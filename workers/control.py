@@ -127,6 +127,7 @@ class Control:
             detail=detail[:500],
             delays=r.worker.delay_figures(),
             delays_over_s=r.settings.viewer.delays_over_s,
+            note=r.worker.note()[:200],
         )
 
 

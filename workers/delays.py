@@ -14,7 +14,7 @@ from typing import NamedTuple
 from common import backlog
 from common import messages as m
 from workers.interim import UnderWay
-from workers.session import Session, Work
+from workers.session import Speech, Utterance
 from workers.steps import Step
 from workers.window import Window
 
@@ -64,7 +64,7 @@ class Delays:
             if q
         )
 
-    def final(self, session: Session, work: Work, step: Step, timed: Timed) -> None:
+    def final(self, session: Speech, work: Utterance, step: Step, timed: Timed) -> None:
         """The journal has just taken this step: what its transcript took, if it is one."""
         said = next((b for b in step.events if isinstance(b, m.Transcript)), None)
         if said is None:
@@ -83,7 +83,7 @@ class Delays:
         if self._interim and session.told_of != work.speech[0]:  # nothing came before its final
             self.add(lane, now, first_text=ago_s(work.voiced[0], anchors, clocks))
 
-    def text(self, session: Session, now: UnderWay) -> None:
+    def text(self, session: Speech, now: UnderWay) -> None:
         """Text of an utterance under way was told: measured when it is the first."""
         if session.told_of == now.start:
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -229,6 +230,8 @@ class Feed:
         if stream not in self.journal.heads:
             return m.Refused(reason=f"no stream {stream!r} in the journal")
         try:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self.settings.windows(stream))
             events = self.journal.purge(stream, forget=not (self.settings.streams / stream).exists())
         except OSError as e:
             return m.Refused(reason=str(e), retry_after_s=1.0)

@@ -55,7 +55,7 @@ class Health:
 
     def processes(self, alive: Mapping[str, bool]) -> dict[str, str]:
         """Each process: `down`, `up`, or what it says of itself."""
-        said = {w.worker: w.phase for w in self.beat.workers.values()} if self.beat else {}
+        said = {w.worker: f"{w.phase}; {w.note}" if w.note else w.phase for w in self._workers()}
         said |= {f"capture@{b.source}": b.state for b in self.beat.captures.values()} if self.beat else {}
         return {n: said.get(n, "up") if up else "down" for n, up in alive.items()}
 

@@ -2,9 +2,8 @@
 
 In: folders of the backlog, doorbells, the journal's places. Out: appends. A concrete worker brings `open` (a session
 for each stream, which scans audio) and `infer` (a pure function of state and work). Without the model `scan` goes on up
-to the first utterance that waits for it, so silence and lag stay known; where it is late, further (`catchup`). A step
-that fails three times at one position becomes a Gap, loudly; the audio stays and `swapscribe retry` tries again. After
-a kill it goes on where the journal is.
+to the first piece of work that waits for it, so the lag stays known. A step that fails three times at one position
+becomes a Gap, loudly. After a kill it goes on where the journal is. What captions need beside is in `captioner`.
 """
 
 from __future__ import annotations
@@ -14,16 +13,14 @@ import time
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from common import backlog, wire
 from common import messages as m
 from common.process import Process
 from common.topology import doorbell
-from workers.catchup import CatchUp
-from workers.delays import Delays, Timed
-from workers.retry import Retries
-from workers.session import Session, Work
+from workers.delays import Timed
+from workers.session import Session, W, Work
 from workers.steps import Step, Worker
 from workers.tenancy import NotCarriedOut
 
@@ -31,9 +28,8 @@ if TYPE_CHECKING:
     from workers.base import Runner
 
 UNREADABLE_S = 10.0  # after which audio that could not be read is tried again
-NOBODY_S = 3600.0  # silence where there is no live stream
-UNHEARD_S = 0.5  # of audio that nobody has listened to yet, and silence is not known any more
 BATCH_EVERY_S = 30.0  # a batch stream gets one step at least this often, however busy the live ones are
+S = TypeVar("S", bound=Session[Any])
 
 
 def life(folder: Path) -> tuple[int, int]:
@@ -45,67 +41,88 @@ def life(folder: Path) -> tuple[int, int]:
     return info.st_ino, info.st_ctime_ns
 
 
-class Hearing(Worker):
+class Hearing(Worker, Generic[S, W]):
     """A worker with a session for each stream of the backlog."""
 
     def __init__(self, process: Process) -> None:
         self.process, self.settings, self.log = process, process.settings, process.log
-        self.sessions: dict[str, Session] = {}
-        self._retries = Retries(process, self)
-        self._catch_up = CatchUp(self)
-        self.delays = Delays(self.settings.viewer.delays_over_s, self.settings.transcriber.interim)
+        self.sessions: dict[str, S] = {}
         self._finished: dict[str, tuple[int, int]] = {}  # and which life of the folder was
         self._unreadable: dict[str, tuple[float, str]] = {}  # stream -> when it is tried again, what is wrong
         self._bells = wire.subscriber([], ["doorbell"])
         self._connected: set[str] = set()
         self._batch_at = 0.0
-        self._held_up = False  # an utterance waits for the model
-        self._last_told = (
-            False,
-            False,
-        )  # is it silent for long enough, is a caption owed: as the arbiter was last told
+        self._held_up = False  # a piece of work waits for the model
+
+    # What a concrete worker brings
+
+    @abstractmethod
+    def open(self, folder: Path, meta: backlog.Meta, at: m.At) -> S: ...
+
+    @abstractmethod
+    def infer(self, state: bytes, work: W) -> Generator[None, None, Step]:
+        """In pieces, and pure: the same samples, settings and state give the same step."""
+
+    def bytes_of(self, works: Sequence[W]) -> int:
+        """Device memory of their step beside the weights."""
+        return self.working_bytes()
+
+    def gap(self, work: W) -> m.Gap:
+        """What stands in the journal for work that failed too often."""
+        return m.Gap(span=work.span, reason="failed", retryable=False)
+
+    @abstractmethod
+    def skipped(self, state: bytes, work: W, gap: m.Gap) -> Step:
+        """The step that stands in for `work` when it failed too often."""
 
     def refuses(self, meta: backlog.Meta) -> str:
         """Why a stream cannot be read as things are, for people: it waits until they change. Empty: it can."""
         return ""
 
-    @abstractmethod
-    def open(self, folder: Path, meta: backlog.Meta, at: m.At) -> Session: ...
-
-    @abstractmethod
-    def infer(self, state: bytes, work: Work) -> Generator[None, None, Step]:
-        """In pieces, and pure: the same samples, settings and state give the same step."""
-
-    def infer_all(self, state: bytes, works: Sequence[Work], steps: list[Step]) -> Generator[None, None, None]:
-        """Fills `steps` with those of (the first of) pieces of work right behind each other, each when it is final; a
-        worker that can does them at once."""
-        for work in works:
-            steps.append((yield from self.infer(steps[-1].state if steps else state, work)))
-
-    def together(self, session: Session, late_s: float) -> int:
-        """How many pieces of work of a stream may be done at once now that it is `late_s` late."""
-        return 1
-
-    def bytes_of(self, works: Sequence[Work]) -> int:
-        """Device memory of their step beside the weights."""
-        return self.working_bytes()
-
-    @abstractmethod
-    def skipped(self, state: bytes, work: Work, gap: m.Gap) -> Step:
-        """The step that stands in for `work` when it failed too often."""
-
-    @abstractmethod
-    def again(self, stream: str, gap: m.Gap, pcm: bytes) -> Generator[None, None, m.Body]:
-        """The event that supersedes a retryable gap."""
-
-    def interim(self, runner: Runner, live: Sequence[Session]) -> bool:
-        """One bounded step of text that may still change, when nothing finished of live streams waits. False: none."""
+    def outdated(self, session: S, meta: backlog.Meta) -> bool:
+        """What the source says of itself has changed so that its stream has to be opened anew."""
         return False
+
+    def begins(self, meta: backlog.Meta) -> tuple[m.Body, ...]:
+        """Events with which a stream begins in the journal."""
+        return ()
+
+    def ends(self, session: S) -> tuple[m.Body, ...]:
+        """Events with which it ends there."""
+        return ()
+
+    def ended(self, stream: str) -> None:
+        """It was purged, or the journal has it to its end, now or since before we came."""
+
+    def urgent(self, session: S) -> bool:
+        """Its work goes first."""
+        return session.meta.lane == "live"
+
+    def scanned(self, runner: Runner) -> None:
+        """A session has looked at its audio."""
+
+    def ahead(self, runner: Runner, session: S) -> bool:
+        """Work of this stream is next at the model: what pays to be found out before. False: nothing was done."""
+        return False
+
+    def at_once(self, session: S, found: W) -> list[W]:
+        """What goes to the model in one step; the first is what was found."""
+        return [found]
+
+    def meanwhile(self, runner: Runner, urgent: Sequence[S]) -> bool:
+        """One bounded step of something that comes behind all work of the urgent streams. False: none."""
+        return False
+
+    def keep(self, session: S, step: Step) -> None:
+        """On disk, right before the journal takes this step. OSError: the stream rests, and nothing has moved."""
+
+    def written(self, session: S, work: W, step: Step, timed: Timed) -> None:
+        """The journal has just taken this step."""
 
     # What the base asks
 
     def needs_model(self) -> bool:
-        return self._held_up or bool(self._retries.waiting)
+        return self._held_up
 
     def sockets(self) -> Sequence[Any]:
         return (self._bells,)
@@ -117,40 +134,14 @@ class Hearing(Worker):
                 lags[name] = self.late_s(s)
         return lags
 
-    def delay_figures(self) -> tuple[m.Delay, ...]:
-        return self.delays.figures()
-
     @staticmethod
-    def late_s(session: Session) -> float:
+    def late_s(session: S) -> float:
         head = session.meta.end if session.meta.ended else backlog.head(session.folder)
         return round(max(0.0, backlog.seconds(head - session.reached)), 3)
 
     def late(self) -> float:
-        lanes = {n: s.meta.lane for n, s in list(self.sessions.items())}
-        return max((lag for name, lag in self.lags().items() if lanes.get(name) == "live"), default=0.0)
-
-    def silence_s(self) -> float:
-        live = [self._silence_s(s) for s in list(self.sessions.values()) if s.meta.lane == "live" and not s.meta.ended]
-        return min(live, default=NOBODY_S)
-
-    def _silence_s(self, session: Session) -> float:
-        """Not known, so 0, when audio came while the model worked: somebody may speak in it."""
-        most_s = max(UNHEARD_S, 2 * self.settings.capture.sync_interval_ms / 1000)
-        try:
-            unheard_s = backlog.seconds(backlog.head(session.folder) - session.listened)
-        except OSError:
-            return 0.0
-        return session.silence_s if unheard_s <= most_s else 0.0
-
-    def owes(self) -> bool:
-        return any(s.owes for s in list(self.sessions.values()) if s.meta.lane == "live")
-
-    def _tell(self, runner: Runner) -> None:
-        """At once when a burst may begin that could not, or the other way round: the next Status may be late by 1 s."""
-        now = (self.silence_s() >= self.settings.gpu.silence_s, self.owes())
-        if now != self._last_told:
-            self._last_told = now
-            runner.control.changed()
+        urgent = {n for n, s in list(self.sessions.items()) if self.urgent(s)}
+        return max((lag for name, lag in self.lags().items() if name in urgent), default=0.0)
 
     def positions(self) -> dict[str, int]:
         return {n: s.position for n, s in list(self.sessions.items())}
@@ -177,12 +168,12 @@ class Hearing(Worker):
         self._finished = {n: v for n, v in self._finished.items() if (self.settings.streams / n).exists()}
         for name, session in list(self.sessions.items()):
             meta = backlog.read_meta(session.folder) or session.meta
-            again = meta.language != session.meta.language  # we may not know that one
-            if again or not session.folder.exists() or meta.started_ns != session.meta.started_ns:  # purged (and here)
+            purged = not session.folder.exists() or meta.started_ns != session.meta.started_ns
+            if purged or self.outdated(session, meta):
                 del self.sessions[name]
+            if purged:
+                self.ended(name)
             session.meta = meta
-        self._catch_up.only(self.sessions.keys() | self._unreadable.keys())
-        self._retries.look()
 
     def _open(self, runner: Runner, folder: Path, meta: backlog.Meta) -> None:
         if meta.source not in self._connected:
@@ -191,8 +182,8 @@ class Hearing(Worker):
         which = life(folder)  # before the question: the answer is about this one
         at = runner.commit(folder.name, -1, None)
         if at and at.positions.get("meta", 0) == 0:
-            body = m.StreamStarted(source=meta.source, lane=meta.lane, started_ns=meta.started_ns)
-            at = runner.commit(folder.name, at.n, Step(positions={"meta": 1, "audio": 0}, events=(body,), state=b""))
+            step = Step(positions={"meta": 1, "audio": 0}, events=self.begins(meta), state=b"")
+            at = runner.commit(folder.name, at.n, step)
         if at is None:
             return
         why = self.refuses(meta) if at.positions.get("meta", 0) < 2 else ""
@@ -210,38 +201,35 @@ class Hearing(Worker):
         if at.positions.get("meta", 0) == 2:
             self._finished[folder.name] = which
             self.sessions.pop(folder.name, None)
+            self.ended(folder.name)
         else:
             self.sessions[folder.name] = self.open(folder, meta, at)
 
-    def _close_if_done(self, runner: Runner, session: Session) -> bool:
+    def _close_if_done(self, runner: Runner, session: S) -> bool:
         meta = session.meta
-        if not meta.ended or session.position < meta.end:
+        if not session.done:
             return False
         which = life(session.folder)
-        end = max(meta.end, session.position)  # what was heard existed, also if deleted files no longer prove it
-        step = Step(positions={"meta": 2}, events=(m.StreamEnded(end=end, reason=meta.end_reason),), state=b"")
+        step = Step(positions={"meta": 2}, events=self.ends(session), state=b"")
         at = runner.commit(meta.stream, session.at.n, step)
         if at and at.positions.get("meta") == 2:
             self._finished[meta.stream] = which
             self.log.info("stream finished", stream=meta.stream, end=meta.end)
+            self.ended(meta.stream)
         self.sessions.pop(meta.stream, None)  # not taken: another copy moved it; it is opened again from the journal
         return True
 
     # Work
 
     def turn(self, runner: Runner) -> bool:
-        """One bounded piece of work; False when there is none. Live streams, in turn, before batch."""
-        if self._retries.waiting and runner.ready:
-            stream = self._retries.waiting[0].stream
-            self._moved_elsewhere(stream, self._retries.carry_out(runner))
-            return True
+        """One bounded piece of work; False when there is none. Urgent streams, in turn, before others."""
         now = time.monotonic()
-        live = sorted((s for s in self.sessions.values() if s.meta.lane == "live"), key=lambda s: s.served_s)
-        batch = [s for s in self.sessions.values() if s.meta.lane != "live"]
-        order = [*batch, *live] if batch and now >= self._batch_at + BATCH_EVERY_S else [*live, *batch]
+        urgent = sorted((s for s in self.sessions.values() if self.urgent(s)), key=lambda s: s.served_s)
+        others = [s for s in self.sessions.values() if not self.urgent(s)]
+        order = [*others, *urgent] if others and now >= self._batch_at + BATCH_EVERY_S else [*urgent, *others]
         held_up = False
         for session in order:
-            if live and session.meta.lane != "live" and order[0] is live[0] and self.interim(runner, live):
+            if urgent and not self.urgent(session) and order[0] is urgent[0] and self.meanwhile(runner, urgent):
                 return True
             try:
                 found = self._scan(runner, session)
@@ -249,42 +237,35 @@ class Hearing(Worker):
                 self._rest(session, e)
                 continue
             self._unreadable.pop(session.meta.stream, None)
-            self._tell(runner)
+            self.scanned(runner)
             if found is None:
                 if self._close_if_done(runner, session):
                     return True
                 continue
-            most = 1
             if isinstance(found, Work):
                 held_up = self._held_up = True
-                most = self._catch_up.most(runner, session)
-                ahead = most > 1 and self._catch_up.look_ahead(runner, session, most)
+                ahead = self.ahead(runner, session)
                 if not runner.ready:
                     if ahead:
                         return True
                     continue
             session.served_s = now
-            if session.meta.lane != "live":
+            if not self.urgent(session):
                 self._batch_at = now
             if isinstance(found, Work):
-                self._decode(runner, session, session.waiting(most) if most > 1 else [found])
+                self._work(runner, session, self.at_once(session, found))
             else:
                 self._append(runner, session, found)
             return True
         self._held_up = held_up
-        return self.interim(runner, live)
+        return self.meanwhile(runner, urgent)
 
-    def _moved_elsewhere(self, stream: str, at: m.At | None) -> None:
-        """A retry appended in our name: its session goes on from there."""
-        session = self.sessions.get(stream)
-        if at and session:
-            self._take_place(session.folder, session.meta, at, (0, 0))
-
-    def _scan(self, runner: Runner, session: Session) -> Step | Work | None:
+    def _scan(self, runner: Runner, session: S) -> Step | W | None:
         stream = session.meta.stream
         runner.phase = "scanning"
-        if not runner.poison.begin(f"{stream} scan", session.position, waits=True):
-            self.log.warning("gave up hearing", stream=stream, position=session.position)
+        what = session.scanning
+        if not runner.poison.begin(f"{stream} {what}", session.position, waits=True):
+            self.log.warning("gave up", what=what, stream=stream, position=session.position)
             return session.deaf()
         try:
             return session.scan()
@@ -292,10 +273,10 @@ class Hearing(Worker):
             raise
         except Exception:
             failures = runner.poison.failed()
-            self.log.exception("scan failed", stream=stream, position=session.position, failures=failures)
+            self.log.exception(f"{what} failed", stream=stream, position=session.position, failures=failures)
             raise
 
-    def _rest(self, session: Session, error: OSError) -> None:
+    def _rest(self, session: S, error: OSError) -> None:
         """Audio that cannot be read (a bad disk, somebody else's file) waits, and stops no other stream."""
         stream = session.meta.stream
         if stream not in self._unreadable:
@@ -303,26 +284,27 @@ class Hearing(Worker):
         self._unreadable[stream] = (time.monotonic() + UNREADABLE_S, f"{stream} cannot be read: {error}")
         del self.sessions[stream]
 
-    def _decode(self, runner: Runner, session: Session, works: Sequence[Work]) -> None:
+    def _work(self, runner: Runner, session: S, works: Sequence[W]) -> None:
         began_s = time.monotonic()
         steps = self._infer(runner, session, works)
         timed = Timed(began_s, time.monotonic())
         for work, step in zip(works, steps, strict=False):  # the first of them
             if self.sessions.get(session.meta.stream) is not session:  # its place was taken, or we must stop
                 return
+            try:
+                self.keep(session, step)
+            except OSError as e:
+                self._rest(session, e)
+                return
             if self._append(runner, session, step):
-                self.delays.final(session, work, step, timed)
+                self.written(session, work, step, timed)
 
-    def _infer(self, runner: Runner, session: Session, works: Sequence[Work]) -> list[Step]:
+    def _infer(self, runner: Runner, session: S, works: Sequence[W]) -> list[Step]:
         """Nothing: the GPU had to be given back first; what waits still waits, nothing has moved."""
-        if len(works) > 1:
-            return self._catch_up.infer(runner, session, works)
         (work,), stream = works, session.meta.stream
         if not runner.poison.begin(stream, work.span[0]):
             self.log.warning("gave up", stream=stream, span=work.span)
-            segment = m.segment_id(stream, work.speech[0])
-            gap = m.Gap(span=work.speech, reason="failed", retryable=True, segment=segment)
-            return [self.skipped(session.at.state, work, gap)]
+            return [self.skipped(session.at.state, work, self.gap(work))]
         runner.phase = "inferring"
         try:
             step = runner.step(self.infer(session.at.state, work), self.bytes_of(works))
@@ -337,7 +319,7 @@ class Hearing(Worker):
             runner.poison.failed(counts=False)
         return [step] if step else []
 
-    def _append(self, runner: Runner, session: Session, step: Step) -> bool:
+    def _append(self, runner: Runner, session: S, step: Step) -> bool:
         """False: the journal did not take it from us."""
         which = life(session.folder)
         at = runner.commit(session.meta.stream, session.at.n, step)

@@ -18,7 +18,7 @@ from workers.tenancy import NotCarriedOut
 
 if TYPE_CHECKING:
     from workers.base import Runner
-    from workers.session import Session
+    from workers.session import Speech
 
 PLACE = m.SAMPLE_RATE // 50  # samples of a place of the encoder
 Glimpse = Generator[None, None, tuple[Sequence[Piece], str]]
@@ -35,14 +35,14 @@ class LiveText:
     """One `Interim` for each stream with somebody speaking."""
 
     def __init__(
-        self, looker: Looker, settings: TranscriberSettings, told: Callable[[Session, UnderWay], None] | None = None
+        self, looker: Looker, settings: TranscriberSettings, told: Callable[[Speech, UnderWay], None] | None = None
     ) -> None:
         self._looker, self._told = looker, told
         self._every = round(settings.interim_every_s * m.SAMPLE_RATE) if settings.interim else 0
         self._streams: dict[str, Interim] = {}
         self._rest_until = 0.0
 
-    def turn(self, runner: Runner, sessions: Sequence[Session]) -> bool:
+    def turn(self, runner: Runner, sessions: Sequence[Speech]) -> bool:
         """One look at the first of these streams that is due; False: none is."""
         if not self._every or not runner.ready or time.monotonic() < self._rest_until:
             return False
@@ -58,7 +58,7 @@ class LiveText:
                 return True
         return False
 
-    def _look(self, runner: Runner, session: Session, now: UnderWay, upto: int, known: Interim) -> bool:
+    def _look(self, runner: Runner, session: Speech, now: UnderWay, upto: int, known: Interim) -> bool:
         if not runner.poison.begin(f"{now.stream} interim", now.start):
             return False  # this utterance has ended it too often: its final will do
         runner.phase = "inferring"

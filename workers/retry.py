@@ -22,13 +22,13 @@ ANSWER_S = 1.0  # for the feed, before leases are looked at
 
 if TYPE_CHECKING:
     from workers.base import Runner
-    from workers.hearing import Hearing
+    from workers.captioner import Captioner
 
 
 class Retries:
     """Hears Retry events and carries them out, one gap at a time."""
 
-    def __init__(self, process: Process, worker: Hearing) -> None:
+    def __init__(self, process: Process, worker: Captioner) -> None:
         self.process, self.worker = process, worker
         self.settings, self.log = process.settings, process.log
         self.waiting: list[m.Event] = []

@@ -21,15 +21,15 @@ from common.process import Process, arguments, main
 from common.settings import TranscriberSettings, UserError
 from workers._torch import set_up, unfilled, whisper_without_compiler
 from workers.base import Runner
+from workers.captioner import Captioner
 from workers.catchup import how_many
 from workers.decoding import Decoded, Decoder, Pieces, Sound
-from workers.hearing import Hearing
 from workers.hypotheses import Glimpses
 from workers.interim import Interim, UnderWay
 from workers.language import Belief
 from workers.live_text import Glimpse, LiveText
 from workers.prompts import Told
-from workers.session import Session, Work
+from workers.session import Speech, Utterance
 from workers.steps import Step
 from workers.utterances import State, Utterances, unpack
 from workers.vad import Rules, Vad
@@ -37,7 +37,7 @@ from workers.vad import Rules, Vad
 CUDA_WINDOWS = 4  # a step of the decoder takes a card hardly longer for four than for one; a CPU four times as long
 
 
-class Transcriber(Hearing):
+class Transcriber(Captioner):
     """Utterances of all streams to Whisper; what it makes of them to the journal."""
 
     name = "transcriber"
@@ -128,7 +128,7 @@ class Transcriber(Hearing):
 
     # -- interim text -----------------------------------------------------------------------------------------------
 
-    def interim(self, runner: Runner, live: Sequence[Session]) -> bool:
+    def interim(self, runner: Runner, live: Sequence[Speech]) -> bool:
         return self.live_text.turn(runner, live)
 
     def glimpse(self, state: bytes, now: UnderWay, upto: int, known: Interim) -> Glimpse:
@@ -136,12 +136,12 @@ class Transcriber(Hearing):
 
     # -- infer ------------------------------------------------------------------------------------------------------
 
-    def infer(self, state: bytes, work: Work) -> Pieces[Step]:
+    def infer(self, state: bytes, work: Utterance) -> Pieces[Step]:
         before = unpack(state)
         done = yield from self.decoder.hear(sound(work), self._told_of(before, work))
         return self._became(before, work, done)
 
-    def _told_of(self, before: State, work: Work) -> Told:
+    def _told_of(self, before: State, work: Utterance) -> Told:
         return self._told(before, work.speech[0], work.language, work.glossary)
 
     def _told(self, before: State, start: int, language: str, glossary: Sequence[str]) -> Told:
@@ -156,7 +156,7 @@ class Transcriber(Hearing):
             terms=self._terms(glossary),
         )
 
-    def _became(self, before: State, work: Work, done: Decoded) -> Step:
+    def _became(self, before: State, work: Utterance, done: Decoded) -> Step:
         told, prompt_end = self._told_of(before, work), before.prompt_end
         belief = told.belief
         prompt = told.before
@@ -170,12 +170,12 @@ class Transcriber(Hearing):
 
     # Catching up
 
-    def together(self, session: Session, late_s: float) -> int:
+    def together(self, session: Speech, late_s: float) -> int:
         """A recording is not late: its captions had better be the same each time."""
         of_one_language = self.decoder.prompts.fixed(session.meta.language) or unpack(session.at.state).belief.settled
         return how_many(late_s, self.s) if of_one_language and session.meta.lane == "live" else 1
 
-    def bytes_of(self, works: Sequence[Work]) -> int:
+    def bytes_of(self, works: Sequence[Utterance]) -> int:
         windows = len(self.decoder.windows([sound(w) for w in works]))
         terms = len(self.decoder.prompts.terms(self._terms(works[0].glossary)))
         return self.decoder.working_bytes(min(windows, self._windows), terms)
@@ -183,7 +183,7 @@ class Transcriber(Hearing):
     def too_large(self) -> None:
         self._windows = max(1, self._windows // 2)
 
-    def infer_all(self, state: bytes, works: Sequence[Work], steps: list[Step]) -> Pieces[None]:
+    def infer_all(self, state: bytes, works: Sequence[Utterance], steps: list[Step]) -> Pieces[None]:
         """The first windows of them, with the prompt that the first one has; what raises a doubt then alone."""
         windows = self.decoder.windows([sound(w) for w in works])[: self._windows]
         works = works[: windows[-1].stop]
@@ -195,11 +195,11 @@ class Transcriber(Hearing):
                 done = yield from self.decoder.hear(sound(work), self._told_of(before, work))
             steps.append(self._became(before, work, done))
 
-    def _step(self, work: Work, body: m.Body, after: State) -> Step:
+    def _step(self, work: Utterance, body: m.Body, after: State) -> Step:
         silence = (m.Silence(span=(work.span[0], work.speech[0])),) if work.speech[0] > work.span[0] else ()
         return Step(positions={"audio": work.span[1]}, events=(*silence, body), state=m.encode(after))
 
-    def skipped(self, state: bytes, work: Work, gap: m.Gap) -> Step:
+    def skipped(self, state: bytes, work: Utterance, gap: m.Gap) -> Step:
         before = unpack(state)
         return self._step(work, gap, State(vad=work.state, model=before.model, belief=before.belief))
 
@@ -225,7 +225,7 @@ class Transcriber(Hearing):
         )
 
 
-def sound(work: Work) -> Sound:
+def sound(work: Utterance) -> Sound:
     return Sound(work.pcm, work.speech, work.voiced)
 
 

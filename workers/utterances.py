@@ -1,8 +1,8 @@
 """One stream cut into utterances and silence: reads the backlog from the journal's position, runs the VAD, holds cuts.
 
-In: samples, holes, the end of the stream. Out: `Work` for the model, or a `Step` (silence, a hole). The VAD's state
-travels with the position, so a process that starts at any place of the journal cuts exactly as one that never died.
-Who is late may look ahead at several finished cuts: they are the ones that would be found one by one.
+In: samples, holes, the end of the stream. Out: an `Utterance` for the model, or a `Step` (silence, a hole). The VAD's
+state travels with the position, so a process that starts at any place of the journal cuts exactly as one that never
+died. Who is late may look ahead at several finished cuts: they are the ones that would be found one by one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from common import backlog
 from common import messages as m
 from workers.interim import UnderWay
 from workers.language import Belief
-from workers.session import Session, Work
+from workers.session import Speech, Utterance
 from workers.steps import Step
 from workers.vad import FRAME, Cut, Floats, Rules, Segmenter, Vad
 
@@ -52,7 +52,7 @@ class Found(NamedTuple):
     certain: int  # the cut follows from the audio before this sample
 
 
-class Utterances(Session):
+class Utterances(Speech):
     """Scans one stream: voice activity from the journal's position on, cut into work."""
 
     def __init__(self, folder: Path, meta: backlog.Meta, at: m.At, vad: Vad, rules: Rules) -> None:
@@ -95,7 +95,7 @@ class Utterances(Session):
     def owes(self) -> bool:
         return any(f.end > f.start for f in self._found)  # another thread asks
 
-    def scan(self) -> Step | Work | None:
+    def scan(self) -> Step | Utterance | None:
         if not self._found and (hole := self._find(SCAN_SAMPLES)):
             return hole
         return self._told(self._found[0]) if self._found else None
@@ -110,12 +110,12 @@ class Utterances(Session):
                 break
         return self.heard > before or len(self._found) > count
 
-    def waiting(self, most: int) -> list[Work]:
+    def waiting(self, most: int) -> list[Utterance]:
         """The utterances that were found right behind each other from the position on, `most` of them."""
-        run: list[Work] = []
+        run: list[Utterance] = []
         for found in self._found[:most]:
             told = self._told(found)
-            if not isinstance(told, Work):
+            if not isinstance(told, Utterance):
                 break  # a long silence
             run.append(told)
         return run
@@ -203,12 +203,12 @@ class Utterances(Session):
             del self._states[: cut.end]
             cut = self._segmenter.rebase(cut.end)
 
-    def _told(self, found: Found) -> Step | Work:
+    def _told(self, found: Found) -> Step | Utterance:
         span = (found.first, found.end)
         if found.start == found.end:
             kept = msgspec.structs.replace(unpack(self.at.state), vad=found.state.tobytes())
             return Step(positions={"audio": found.end}, events=(m.Silence(span=span),), state=m.encode(kept))
-        return Work(
+        return Utterance(
             stream=self.meta.stream,
             span=span,
             speech=(found.start, found.end),
