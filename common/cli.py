@@ -19,6 +19,7 @@ from common.cli_capture import capture, sources
 from common.cli_data import doctor, keys, models, purge, retry, streams
 from common.cli_minutes import summaries, summarize
 from common.cli_simulate import simulate
+from common.cli_speakers import speakers
 from common.cli_transcribe import transcribe
 from common.settings import Settings, UserError, load
 
@@ -330,7 +331,7 @@ def tail(given: Given, as_json: bool, after: int | None) -> None:
 
 
 for one in (
-    *(capture, transcribe, models, doctor, retry, summarize, summaries, purge, streams, keys, simulate),
+    *(capture, transcribe, models, doctor, retry, summarize, summaries, speakers, purge, streams, keys, simulate),
     cli_gpu.gpu,
 ):
     cli.add_command(one)

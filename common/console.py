@@ -24,12 +24,12 @@ from common.delay_text import lines as delay_lines
 from common.feed_client import FeedClient, Past
 from common.gpu_text import Pauses, summary
 from common.hypotheses import Hypotheses
+from common.join import WHO_KINDS
 from common.launch import Launcher
 from common.settings import Settings, UserError
 from common.spans import clock
 from common.speaker_text import Who
 
-WHO_KINDS = ("speaker_turn", "relabel", "speaker_name")
 CAPTION_KINDS = ("transcript", "gap", "suppressed", "stream_started", "stream_ended", "summary", *WHO_KINDS)
 TIGHT_MIB = 700  # of the demo: tiny.en needs 430, SmolLM2 470
 RECORDING = Path(__file__).resolve().parent.parent / "examples" / "recording.flac"

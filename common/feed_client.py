@@ -261,33 +261,55 @@ def replay(
 
 
 class Past:
-    """What streams have of some kinds, fetched without waiting, for who came when they had begun."""
+    """What streams have of some kinds, fetched without waiting, for who looks at a stream that has begun already."""
 
     def __init__(self, settings: Settings, kinds: Iterable[str]) -> None:
-        self._kinds = (*kinds, "purged")
+        self._kinds = tuple({*kinds, "purged"})
         self._asker = wire.Asker(wire.ipc(settings, "replay"))
-        self._after: dict[str, int] = {}  # of the streams wanted: the first one is asked for
+        self._upto: dict[str, int] = {}
+        self._wanted: dict[str, None] = {}
+        self._asked = ""  # the stream that the open question is about
+        self._again: set[str] = set()  # wanted once more while it was asked for
         self._next_ask_s = 0.0
+        self.journal = ""  # another one: what was had is void
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._wanted)
 
     def want(self, stream: str) -> None:
-        self._after.setdefault(stream, 0)
+        """All that came after the last time."""
+        if stream in self._wanted:
+            self._again.add(stream)  # the answer on its way may be older
+        self._wanted[stream] = None
+
+    def forget(self, stream: str) -> None:
+        """Begin anew the next time."""
+        self._upto.pop(stream, None)
+        self._wanted.pop(stream, None)
 
     def events(self) -> list[m.Event]:
-        """What came since the last call. Some may be known from the live feed too."""
+        """What came since the last call, each once."""
         page, now = self._asker.answer(), time.monotonic()
-        stream = next(iter(self._after), None)
-        found: tuple[m.Event, ...] = ()
-        if stream is None:
-            return []
-        if isinstance(page, m.Page):
-            self._after[stream], self._next_ask_s, found = page.upto, 0.0, page.events
-            if page.upto >= page.head:
-                del self._after[stream]
-                stream = next(iter(self._after), None)
-        if stream is not None and now >= self._next_ask_s:
-            ask = m.Replay(after=self._after[stream], kinds=self._kinds, stream=stream)
+        found: list[m.Event] = []
+        if isinstance(page, m.Page) and (stream := self._asked) in self._wanted:
+            self._next_ask_s = 0.0
+            if self.journal not in ("", page.journal):
+                self._upto.clear()  # and the answer is about the other one
+            else:
+                found = list(page.events)
+                self._upto[stream] = page.upto
+            self.journal = page.journal
+            if self._upto.get(stream, -1) >= page.head:
+                del self._wanted[stream]
+                if stream in self._again:
+                    self._again.discard(stream)
+                    self._wanted[stream] = None
+        if self._wanted and now >= self._next_ask_s:
+            self._asked = stream = next(iter(self._wanted))
+            ask = m.Replay(after=self._upto.get(stream, 0), kinds=self._kinds, stream=stream)
             self._next_ask_s = now + (FeedClient.REPLAY_TIMEOUT_S if self._asker.ask(ask) else 0.1)
-        return list(found)
+        return found
 
 
 class Appender:

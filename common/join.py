@@ -21,7 +21,8 @@ from common import messages as m
 from common.spans import Spans, parts_within, union
 from common.topology import COVERAGE_PRODUCER
 
-KINDS = ("transcript", "suppressed", "gap", "speaker_turn", "relabel", "speaker_name", "purged")
+WHO_KINDS = ("speaker_turn", "relabel", "speaker_name", "purged")
+KINDS = ("transcript", "suppressed", "gap", *WHO_KINDS)
 MACHINE = "diarizer"  # the producer whose relabels and names give way to those of people
 NEAR = m.SAMPLE_RATE // 2  # samples: a word in no turn belongs to the nearest one, if it is not farther away
 NOBODY = ""  # who it was is not known, or not yet

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
+import math
 import re
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from common import messages as m
 from common.feed_client import Appender, replay
 from common.settings import Settings, Source, ViewerSettings
 from tests.conftest import Processes, Started, wait_for
+from tests.standin_turns import StandinTurns
 from workers.health import STILL_S, UNHEARD_S, Health
 from workers.viewer import SHOWN
 
@@ -45,6 +48,17 @@ class Page:
             connection.request("GET", path, headers=headers)
             response = connection.getresponse()
             return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def post(self, body: Any, path: str = "/speakers", **headers: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=10)
+        try:
+            data = body if isinstance(body, str) else json.dumps(body)
+            said = {"Content-Type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
+            connection.request("POST", path, data.encode(), said)
+            response = connection.getresponse()
+            return response.status, response.read().decode().strip()
         finally:
             connection.close()
 
@@ -107,6 +121,7 @@ class Producer:
     """Appends to a stream as the transcriber would."""
 
     def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.appender, self.n, self.audio = Appender(settings, "transcriber"), 0, 0
 
     def append(self, *bodies: m.Body, audio: int | None = None) -> int:
@@ -170,6 +185,160 @@ def test_interim_text_reaches_the_page_behind_the_finals(processes: Processes, p
     producer.appender.tell(text)
     data = events.first("interim")
     assert (data["stable"], data["unstable"], data["span"]) == ("ask", " not", list(span))
+
+
+def until(events: Events, kind: str, met: Callable[[Any], bool]) -> Any:
+    """The first message of a kind that is as wanted."""
+    return next(data for event, _, data in events if event == kind and met(data))
+
+
+def test_captions_come_at_once_and_their_speakers_when_they_are_known(processes: Processes, producer: Producer) -> None:
+    page, turns = Page(processes), StandinTurns(producer.settings, STREAM)
+    producer.append(m.StreamStarted(source="mic", lane="live", started_ns=time.time_ns()))
+    events = page.events()
+    seq = producer.say("hello")
+    row = next(d for kind, i, d in events if kind == "message" and i == seq)
+    assert row["runs"] == []
+    segment = row["segment"]
+    turns.turn("S1", 0, 1)
+    told = until(events, "speakers", lambda d: segment in d["runs"])
+    assert told == {"stream": STREAM, "runs": {segment: [["S1", "hello"]]}, "names": {}}
+    turns.relabel("S1", "S2", 0, 1)
+    assert until(events, "speakers", lambda d: d["runs"])["runs"] == {segment: [["S2", "hello"]]}
+    turns.append(m.SpeakerName(speaker="S2", name="Ann"))
+    assert until(events, "speakers", lambda d: d["names"]) == {"stream": STREAM, "runs": {}, "names": {"S2": "Ann"}}
+    again = page.events(0)  # a page that was away while all that happened
+    told = until(again, "speakers", lambda d: d["names"])
+    assert told == {"stream": STREAM, "runs": {segment: [["S2", "hello"]]}, "names": {"S2": "Ann"}}
+    fresh = page.events()
+    row = next(d for kind, i, d in fresh if kind == "message" and i == seq)
+    assert row["runs"] == [["S2", "hello"]]
+    turns.close()
+
+
+def test_a_viewer_that_was_killed_knows_the_speakers_again(processes: Processes, producer: Producer) -> None:
+    page, turns = Page(processes), StandinTurns(producer.settings, STREAM)
+    turns.turn("S1", 0, 9)
+    seq = producer.say("hello")
+    until(page.events(0), "speakers", lambda d: d["runs"])
+    page.process.kill()
+    page = Page(processes, port=page.port)
+    events = page.events(0)
+    assert next(d for kind, i, d in events if kind == "message" and i == seq)["text"] == "hello"
+    until(events, "speakers", lambda d: [["S1", "hello"]] in d["runs"].values())
+    turns.close()
+
+
+def test_a_name_said_in_the_page_is_an_event_that_comes_back(processes: Processes, producer: Producer) -> None:
+    page, turns = Page(processes), StandinTurns(producer.settings, STREAM)
+    turns.turn("S1", 0, 1)
+    turns.turn("S2", 2, 3)
+    events = page.events(0)
+    producer.say("hello")
+    producer.say("you")
+    until(events, "speakers", lambda d: d["runs"])
+    assert page.post({"stream": STREAM, "speaker": "S1", "name": " Ann  <b> "}) == (204, "")
+    assert until(events, "speakers", lambda d: d["names"])["names"] == {"S1": "Ann <b>"}
+    assert page.post({"stream": STREAM, "speaker": "S2", "into": "S1"}) == (204, "")
+    told = until(events, "speakers", lambda d: d["runs"])
+    assert list(told["runs"].values()) == [[["S1", "you"]]]
+    said = list(replay(producer.settings, kinds=("speaker_name", "relabel")))
+    assert all(re.fullmatch(r"cli\.[0-9a-f]{12}", e.producer) for e in said) and len(said) == 2
+    turns.close()
+
+
+def test_what_no_page_of_ours_says_changes_nothing(processes: Processes, producer: Producer) -> None:
+    page, turns = Page(processes), StandinTurns(producer.settings, STREAM)
+    turns.turn("S1", 0, 1)
+    producer.say("hello")
+    until(page.events(0), "speakers", lambda d: d["runs"])
+    good = {"stream": STREAM, "speaker": "S1", "name": "Ann"}
+    own = f"127.0.0.1:{page.port}"
+    assert page.get("/speakers")[0] == 405
+    assert page.post(good, Origin="http://elsewhere.example")[0] == 403
+    assert page.post(good, Origin="null")[0] == 403
+    assert page.post(good, Origin=f"http://127.0.0.1:{page.port + 1}")[0] == 403
+    assert page.post(good, Host="rebound.example", Origin="http://rebound.example")[0] == 421
+    for plain in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        assert page.post(good, Content_Type=plain)[0] == 415, "a form of another page can send it"
+    assert page.post(good | {"name": "x" * 5000})[0] == 413
+    wrong = ("{", "[]", {}, good | {"x": 1}, good | {"into": "S2"}, {"stream": STREAM, "speaker": "S1"})
+    for body in (*wrong, good | {"name": "S7"}, good | {"name": "x" * 61}, good | {"name": 7}):
+        assert page.post(body)[0] == 400, body
+    for body in (good | {"speaker": "S9"}, good | {"speaker": ""}, good | {"stream": "another"}):
+        assert page.post(body) == (404, "no such speaker is shown")
+    assert page.post({"stream": STREAM, "speaker": "S1", "into": "S9"})[0] == 404
+    assert page.post({"stream": STREAM, "speaker": "S1", "into": "S1"})[0] == 400
+    assert list(replay(producer.settings, kinds=("speaker_name", "relabel"))) == []
+    assert page.post(good, Origin=f"http://{own}", Content_Type="application/json; charset=utf-8")[0] == 204
+    turns.close()
+
+
+def test_a_token_is_needed_to_say_something(processes: Processes, producer: Producer) -> None:
+    page, turns = Page(processes, token="geheim"), StandinTurns(producer.settings, STREAM)
+    turns.turn("S1", 0, 1)
+    good = {"stream": STREAM, "speaker": "S1", "name": "Ann"}
+    for path in ("/speakers", "/speakers?token=wrong"):
+        assert page.post(good, path)[0] == 401
+    assert page.post(good, "/speakers?token=geheim") == (404, "no such speaker is shown"), "no page has asked for it"
+    assert page.post(good, "/speakers?token=geheim", Origin="http://elsewhere.example")[0] == 403
+    turns.close()
+
+
+# -- the colours of speakers ----------------------------------------------------------------------------------------
+
+
+def _linear(colour: str) -> list[float]:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+
+
+def _luminance(rgb: list[float]) -> float:
+    return 0.2126 * rgb[0] + 0.7152 * rgb[1] + 0.0722 * rgb[2]
+
+
+def _contrast(a: str, b: str) -> float:
+    """WCAG 2.2."""
+    low, high = sorted(_luminance(_linear(c)) for c in (a, b))
+    return (high + 0.05) / (low + 0.05)
+
+
+SIGHTS = {  # Machado, Oliveira, Fernandes 2009: what is left of linear RGB where one kind of cone is missing
+    "all cones": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "protanopia": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    "deuteranopia": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.01182, 0.04294, 0.968881)),
+    "tritanopia": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.3039)),
+}
+
+
+def _lab(rgb: list[float]) -> list[float]:
+    rows = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
+    xyz = [sum(a * b for a, b in zip(r, rgb, strict=True)) / w for r, w in zip(rows, (0.9505, 1, 1.089), strict=True)]
+    x, y, z = (t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116 for t in xyz)
+    return [116 * y - 16, 500 * (x - y), 200 * (y - z)]
+
+
+def _palettes() -> list[tuple[str, str, list[str]]]:
+    """(background, ink, colours of speakers) in the dark and in the light."""
+    style = (Path(__file__).parent.parent / "workers" / "viewer.html").read_text().partition("</style>")[0]
+    found = []
+    for part in style.split("@media"):
+        value = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", part))
+        found.append((value["back"], value["ink"], [value[f"s{i}"] for i in range(6)]))
+    return found
+
+
+def test_speakers_are_legible_and_can_be_told_apart_whatever_one_sees() -> None:
+    dark, light = _palettes()
+    assert _luminance(_linear(dark[0])) < 0.1 < 0.8 < _luminance(_linear(light[0]))
+    for back, ink, colours in (dark, light):
+        assert all(_contrast(c, back) >= 4.5 for c in (ink, *colours)), "WCAG AA"
+        for rows in SIGHTS.values():
+            seen = []
+            for c in colours:
+                rgb = [max(0.0, min(1.0, sum(a * b for a, b in zip(r, _linear(c), strict=True)))) for r in rows]
+                seen.append(_lab(rgb))
+            assert min(math.dist(a, b) for a, b in itertools.combinations(seen, 2)) > 25, "2.3 is just noticeable"
 
 
 def start_stream(folder: Path) -> backlog.Writer:

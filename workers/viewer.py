@@ -1,8 +1,9 @@
 """The web page, health and metrics: a subscriber like any other; it holds nothing that is not in the journal.
 
-In: beat and events. Out: `/` the page, `/events` (server-sent, id = seq), `/healthz`, `/metrics`. Publications only say
-that something is new; what is sent is replayed from the reader's last seq, so a reconnect loses and doubles nothing.
-Following, serving and waiting for the signal are three threads: a dead or stopped feed never hangs the page.
+In: beat and events. Out: `/` the page, `/events` (server-sent, id = seq), `/healthz`, `/metrics`; and by POST
+`/speakers` an event: what a person says of a speaker. Publications only say that something is new; what is sent is
+replayed from the reader's last seq, so a reconnect loses and doubles nothing. Following, serving and waiting for the
+signal are three threads: a dead or stopped feed never hangs the page.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import uvicorn
@@ -26,14 +28,28 @@ from starlette.routing import Route
 
 from common import backlog, process, topology, wire
 from common import messages as m
+from common.cli_data import say
 from common.given_sources import with_added
 from common.hypotheses import Hypotheses
+from common.join import WHO_KINDS
 from common.settings import UserError
+from common.voiceprints import proper_name
 from workers.health import Health
+from workers.whose import Mark, Whose
 
 SHOWN = ("transcript", "suppressed", "gap", "summary", "stream_started", "stream_ended", "purged")
 LIVE = ("beat", "live.gpu", "live.hypothesis")
 BACK = 1000  # a new page begins so many seqs before the head
+MOST_SAID = 4096  # bytes of what a page may say
+
+
+class Said(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a page says of a speaker: a name ("" takes it back), or that it is another one."""
+
+    stream: str
+    speaker: str
+    name: str | None = None
+    into: str | None = None
 
 
 class Viewer:
@@ -41,12 +57,14 @@ class Viewer:
 
     def __init__(self, p: process.Process) -> None:
         self.p, self.health, self.news = p, Health(p.settings, time.monotonic()), 0
-        self.interim = Hypotheses()
+        self.interim, self.whose = Hypotheses(), Whose(p.settings)
 
     def follow(self) -> None:
-        sub = wire.subscriber([wire.ipc(self.p.settings, "pub")], [*LIVE, *(f"event.{k}" for k in SHOWN)])
+        topics = [*LIVE, *(f"event.{k}" for k in {*SHOWN, *WHO_KINDS})]
+        sub = wire.subscriber([wire.ipc(self.p.settings, "pub")], topics)
         while not self.p.stopping:
-            if sub.poll(200) and (frames := wire.receive(sub)):
+            self.news += self.whose.read()
+            if sub.poll(20 if self.whose.busy else 200) and (frames := wire.receive(sub)):
                 try:
                     if frames[0] == b"beat":
                         self.health.take(msgspec.msgpack.decode(frames[-1], type=m.Beat), time.monotonic())
@@ -55,7 +73,9 @@ class Viewer:
                     elif frames[0] == b"live.hypothesis":
                         self.interim.take(msgspec.msgpack.decode(frames[-1], type=m.Hypothesis))
                     else:
-                        self.interim.event(msgspec.msgpack.decode(frames[-1], type=m.Event))
+                        event = msgspec.msgpack.decode(frames[-1], type=m.Event)
+                        self.interim.event(event)
+                        self.whose.news(event)
                 except m.UNDECODABLE as e:
                     self.p.log.warning("bad message dropped", topic=frames[0].decode(), reason=str(e))
                 self.news += 1
@@ -71,9 +91,14 @@ class Viewer:
         return self.health.metrics(self.alive())
 
     async def events(self, after: int | None) -> AsyncIterator[str]:
-        """The status each second, every shown event after seq `after` once, in order, and the newest interim text."""
+        """The status each second, every shown event after seq `after` once, in order, the newest interim text, and
+        what has been found out of speakers: at first of all that a page which comes back may show."""
         feed, journal, status_s = wire.Requester(wire.ipc(self.p.settings, "replay")), "", 0.0
         told: dict[str, m.Hypothesis] = {}
+        marks: dict[str, tuple[Mark, dict[str, str]]] = {}  # and names, as the page has them
+        back = after is not None
+        if back:
+            marks = {stream: ((0, 0), {}) for stream in self.whose.streams()}
         try:
             while not self.p.stopping:
                 news, now = self.news, time.monotonic()
@@ -87,13 +112,22 @@ class Viewer:
                     except wire.Unreachable:
                         continue
                     if not isinstance(page, m.Page) or page.upto < after or journal not in ("", page.journal):
-                        after, journal = None, ""
+                        after, journal, marks = None, "", {}
                         yield "event: reset\ndata: {}\n\n"  # another journal stands there now
                     else:
+                        for stream in {e.stream for e in page.events if e.kind == "transcript"} - marks.keys():
+                            mark = self.whose.mark(stream)
+                            marks[stream] = ((0, 0) if back else mark, {})
                         yield "".join(self.rows(page.events))
                         after, journal = page.upto, page.journal
                         if page.upto < page.head:
                             continue
+                for stream, (mark, names) in list(marks.items()):
+                    mark, runs, names_now = self.whose.changes(stream, mark)
+                    marks[stream] = (mark, names_now)
+                    if runs or names != names_now:
+                        data = msgspec.json.encode({"stream": stream, "runs": runs, "names": names_now})
+                        yield f"event: speakers\ndata: {data.decode()}\n\n"
                 for h in [h for h in self.interim.newest.values() if told.get(h.stream) is not h]:  # behind its finals
                     told[h.stream] = h
                     yield f"event: interim\ndata: {msgspec.json.encode(h).decode()}\n\n"
@@ -110,8 +144,42 @@ class Viewer:
             row |= {"seq": e.seq, "stream": e.stream, "kind": e.kind, "producer": e.producer, "words": None}
             first = (row.get("span") or (0, 0))[0]
             near = next((a for a in reversed(anchors[e.stream]) if a.sample <= first), None)
+            row["runs"] = self.whose.runs(e.stream, row["segment"]) if row.get("text") and "segment" in row else []
             row["clock_ms"] = near and near.wall_ns // 1_000_000 + (first - near.sample) // 16
             yield f"id: {e.seq}\ndata: {msgspec.json.encode(row).decode()}\n\n"
+
+    async def say(self, request: Request) -> Response:
+        """What a person says in the page becomes an event, as from the command line; the page learns it by the feed."""
+        origin = request.headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+            return Response("said by another page\n", 403)
+        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+            return Response("application/json is wanted\n", 415)  # what other pages' forms cannot send
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > MOST_SAID:
+                return Response("too long\n", 413)
+        try:
+            said = msgspec.json.decode(body, type=Said)
+            if (said.name is None) == (said.into is None):
+                raise ValueError("one of name and into is wanted")
+            event: m.Body
+            if said.into is None:
+                event = m.SpeakerName(speaker=said.speaker, name=proper_name(said.name or ""))
+            else:
+                event = m.Relabel(source=said.speaker, target=said.into)
+        except (ValueError, *m.UNDECODABLE) as e:
+            return Response(f"{e}\n", 400)
+        if not all(self.whose.known(said.stream, s) for s in (said.speaker, said.into) if s is not None):
+            return Response("no such speaker is shown\n", 404)
+        if said.speaker == said.into:
+            return Response("they are one speaker\n", 400)
+        try:
+            await run_in_threadpool(say, self.p.settings, said.stream, event)
+        except UserError as e:
+            return Response(f"{e}\n", 503)
+        return Response(status_code=204)
 
 
 def app(viewer: Viewer, host: str, token: str) -> Starlette:
@@ -124,6 +192,8 @@ def app(viewer: Viewer, host: str, token: str) -> Starlette:
             return Response("a token is needed: open /?token=...\n", 401)
         if not token and request.url.hostname not in ("localhost", "127.0.0.1", "::1", host):
             return Response("not the name of this page\n", 421)  # DNS rebinding: a stranger's page asks
+        if request.url.path == "/speakers":
+            return await viewer.say(request)
         if request.url.path == "/events":
             last = request.headers.get("last-event-id", "")
             stream = viewer.events(int(last) if last.isdecimal() and len(last) < 19 else None)
@@ -135,7 +205,8 @@ def app(viewer: Viewer, host: str, token: str) -> Starlette:
             return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
         return FileResponse(Path(__file__).with_name("viewer.html"))
 
-    return Starlette(routes=[Route(path, answer) for path in ("/", "/events", "/healthz", "/metrics")])
+    pages = [Route(path, answer) for path in ("/", "/events", "/healthz", "/metrics")]
+    return Starlette(routes=[*pages, Route("/speakers", answer, methods=["POST"])])
 
 
 def run(p: process.Process) -> None:
