@@ -144,6 +144,7 @@ class Report:
         for worker, cost in side.heard.costs.items():
             self.plain(f"{name}: {worker}, cpu a second of sound (RTF)", cost.cpu, "cpu-s")
             self.plain(f"{name}: {worker}, most resident memory", cost.rss_mib, "MiB")
+            self.bounded(f"{name}: {worker}, processes", cost.lives, "", 1)
 
     def late(self, name: str, late_s: list[float]) -> None:
         for p in (50, 95):
@@ -200,10 +201,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--only", default="", help=f"of {PHONE}, {', '.join(MEETINGS)}: these, with commas")
     parser.add_argument("--no-ami", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the system")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the data and logs of the system there")
     parser.add_argument("--json", action="store_true", help="one JSON object a figure")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="sw-", ignore_cleanup_errors=True) as name:
-        chosen = (f"data_dir={name}/data", f"transcriber.model={args.model}", "transcriber.language=en", *args.set)
+        chosen = (
+            f"data_dir={(args.keep or Path(name)).absolute()}/data",
+            f"transcriber.model={args.model}",
+            "transcriber.language=en",
+            *args.set,
+        )
         only = [o for o in args.only.split(",") if o]
         report = run(load(None, chosen, {}), Path(name), only, not args.no_ami)
     show(report.figures, args.json)

@@ -42,8 +42,9 @@ class Recording(NamedTuple):
 
 
 class Cost(NamedTuple):
-    cpu: float  # CPU seconds of the process for each second of the recording
+    cpu: float  # CPU seconds for each second of the recording
     rss_mib: float  # most
+    lives: int  # processes that did it: more than one, and it was started again
 
 
 class Heard(NamedTuple):
@@ -101,12 +102,41 @@ class Subscriber(threading.Thread):
         self._client.close()
 
 
+class Watched:
+    """CPU seconds and memory of the model workers, looked at each second."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+        self._rss = dict.fromkeys(WORKERS, 0.0)
+        self._cpu: dict[tuple[str, int], float] = {}
+        self.look()
+        self._before = dict(self._cpu)
+
+    def look(self) -> None:
+        for worker in WORKERS:
+            pid = self._system.pid(worker)
+            try:
+                process = psutil.Process(pid) if pid else None
+                if process:
+                    self._cpu[worker, process.pid] = sum(process.cpu_times()[:2])
+                    self._rss[worker] = max(self._rss[worker], process.memory_info().rss / 2**20)
+            except psutil.Error:  # it has just ended
+                continue
+
+    def costs(self, length_s: float) -> dict[str, Cost]:
+        found = {}
+        for worker in WORKERS:
+            used = [cpu - self._before.get(key, 0.0) for key, cpu in self._cpu.items() if key[0] == worker]
+            found[worker] = Cost(sum(used) / length_s, self._rss[worker], len(used))
+        return found
+
+
 class Stage:
     def __init__(self, folder: Path, settings: Settings) -> None:
         self._folder = folder
         self._processes = Processes(folder, settings)
         write_wav(folder / "calm.wav", quiet(0.5))  # so that there is something to be started with
-        self.system = System(self._processes, settings, file_source(folder / "calm.wav", "max", "calm"))
+        self.system = System(self._processes, settings, file_source(folder / "calm.wav", "max", "calm"), speakers=True)
         self.subscriber = Subscriber(self.system.settings)
 
     def __enter__(self) -> Stage:
@@ -129,19 +159,15 @@ class Stage:
             self._processes.close()
 
     def play(self, recording: Recording) -> Heard:
-        cpu = self._cpu()
+        watched = Watched(self.system)
         self._add(recording, "realtime")
-        rss = dict.fromkeys(WORKERS, 0.0)
 
         def over() -> bool:
-            for worker, now in self._rss().items():
-                rss[worker] = max(rss[worker], now)
+            watched.look()
             return self._over(recording)
 
         self._wait(over, recording.length_s + AFTER_S, recording.name)
-        used = {w: at - cpu.get(w, 0.0) for w, at in self._cpu().items()}
-        costs = {w: Cost(used[w] / recording.length_s, rss[w]) for w in used}
-        return self._heard(recording, costs)
+        return self._heard(recording, watched.costs(recording.length_s))
 
     def play_all(self, recordings: Sequence[Recording]) -> dict[str, Heard]:
         for r in recordings:
@@ -200,16 +226,6 @@ class Stage:
         if not (self.system.settings.data / "logs" / f"{worker}.log").exists():
             return False
         return any(r["event"] == event for r in log_rows(self.system.settings.data, worker))
-
-    def _processes_of(self) -> dict[str, psutil.Process]:
-        pids = {w: self.system.pid(w) for w in WORKERS}
-        return {w: psutil.Process(pid) for w, pid in pids.items() if pid}
-
-    def _cpu(self) -> dict[str, float]:
-        return {w: sum(p.cpu_times()[:2]) for w, p in self._processes_of().items()}
-
-    def _rss(self) -> dict[str, float]:
-        return {w: p.memory_info().rss / 2**20 for w, p in self._processes_of().items()}
 
 
 def seconds(span: m.Span, speaker: str) -> Turn:
