@@ -1,37 +1,301 @@
 """Who spoke, seen from all that was heard so far: the clustering of the offline pipeline over a stream's windows. Pure.
 
 In: the stream's windows, its turns as they are labelled now, its voices. Out: relabels for turns whose speaker it sees
-otherwise, and the voices that later windows are matched to. numpy only, on the CPU, whatever the length of the stream:
-what it costs is bounded (docs/decisions/speakers.md).
+otherwise, turns with the boundaries that all windows together give them, and the voices that later windows are matched
+to. numpy only, on the CPU, whatever the length of the stream: what it costs is bounded (docs/decisions/speakers.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
 
 import msgspec
+import numpy as np
 
-from common.messages import Relabel
-from workers.voices import Rules, Turn, Voice, Voices, Window
+from common.messages import Relabel, Span
+from workers.linkage import clusters
+from workers.matching import assign
+from workers.voices import (
+    FRAME,
+    LOCALS,
+    Active,
+    Floats,
+    Rules,
+    Turn,
+    Voice,
+    Voices,
+    Window,
+    chosen,
+    followed,
+    lone,
+    name,
+    runs,
+    seconds,
+)
+
+TRAIN_S = 2.0  # of speech alone in a window: an embedding of less makes no cluster, it is only given to one
+SMALL = 0.1  # of all speech: `Rules.least_s` asks no more of a cluster
+EDGE = 0.1  # weight of a window's first and last frame; it rises to 1
+EDGE_FRAMES = 150  # within 2.3 s
+RECENT_S = 60.0  # who came so shortly ago may be somebody, with however little
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Settled(msgspec.Struct, frozen=True, kw_only=True):
-    """FINAL. In this order: journal `relabels`, then `Voices.adopt` this; both in the same append."""
+    """FINAL. One append: first `relabels`, then `turns` as `SpeakerTurn(provisional=False)`, then `Voices.adopt` this.
 
-    relabels: tuple[Relabel, ...]  # a span may cut turns; those of one settling do not depend on their order
-    voices: tuple[Voice, ...]  # those whose id is used no more are not in it
-    born: int  # ids given out so far
+    Up to where the last one was, turns have their boundaries, and only labels change. From there to `upto` a relabel to
+    nobody ("") takes away what was provisional, and `turns` are what was found instead.
+    """
+
+    relabels: tuple[Relabel, ...] = ()  # a span may cut turns; all look at the labels before this append
+    turns: tuple[Turn, ...] = ()
+    voices: tuple[Voice, ...] = ()  # those whose id is used no more are not in it
+    born: int = 0  # ids given out so far
+    upto: int = 0  # sample up to which boundaries are settled now
+    last: tuple[int, ...] = ()  # numbers of the local speakers of the last window
 
 
-def settle(windows: Sequence[Window], turns: Sequence[Turn], voices: Voices, rules: Rules) -> Settled:
-    """FINAL. `turns`: all told so far, by start, as labelled now (`relabelled`). Deterministic.
+def settle(
+    windows: Sequence[Window], turns: Sequence[Turn], voices: Voices, rules: Rules, final: bool = False
+) -> Settled:
+    """FINAL. `turns`: all told so far, by start, as labelled now (`relabelled`). `final`: after `Voices.finish`; else
+    the last ten seconds wait for the next time. Deterministic.
 
     Speakers keep their id where they can: clusters take the ids that they share the most speech with. Windows that were
     lost leave their turns as they are.
     """
-    raise NotImplementedError
+    windows = _whole([w for w in windows if len(w.active)])
+    upto = voices.settled // FRAME
+    if not final and windows:
+        upto = min(upto, windows[-1].first)
+    known = tuple(voices.known())
+    labels, centroids, heard = _labelled(windows, rules, final)
+    if not len(centroids) or upto <= 0:
+        return Settled(voices=known, born=voices.born, upto=voices.confirmed)
+    found, covered = _activity(windows, labels, len(centroids), upto)
+    before = _Told(turns, upto)
+    numbers, born = _named(found, before, voices.born)
+    after = {numbers[k]: found[k] for k in range(len(centroids))}
+    since = min(voices.confirmed // FRAME, upto)
+    relabels = _relabels(before, after, covered, since)
+    relabels += _withdrawn(before, covered, since)
+    new = [
+        Turn(_span(begin + since, end + since), name(number))
+        for number, on in after.items()
+        for begin, end in runs(on[since:] & covered[since:])
+    ]
+    kept = {int(v.speaker[1:]): v for v in known if int(v.speaker[1:]) in before.outside(covered)}
+    for k in np.flatnonzero(heard > 0):
+        kept[numbers[k]] = Voice(name(numbers[k]), centroids[k], float(heard[k]))
+    return Settled(
+        relabels=tuple(relabels),
+        turns=tuple(sorted(new)),
+        voices=tuple(kept[number] for number in sorted(kept)),
+        born=born,
+        upto=upto * FRAME,
+        last=tuple(0 if k < 0 else numbers[k] for k in labels[-1].tolist()),
+    )
 
 
 def relabelled(turns: Iterable[Turn], relabels: Iterable[Relabel]) -> list[Turn]:
-    """FINAL. Turns as they are called after relabels, in the order of the journal; a span that cuts a turn splits it."""
-    raise NotImplementedError
+    """FINAL. Turns as they are called after the relabels of ONE append; a span that cuts a turn splits it, "" is gone.
+
+    Over several appends: one call each, in the order of the journal, with the turns told in between added.
+    """
+    rules: dict[str, list[tuple[Span | None, str]]] = {}
+    for r in relabels:
+        rules.setdefault(r.source, []).append((r.span, r.target))
+    out: list[Turn] = []
+    for turn in turns:
+        mine = rules.get(turn.speaker, [])
+        cuts = sorted({*turn.span, *(x for span, _ in mine if span for x in span if turn.span[0] < x < turn.span[1])})
+        for begin, end in zip(cuts, cuts[1:], strict=False):
+            to = [target for span, target in mine if span is None or span[0] <= begin < span[1]]
+            label = to[-1] if to else turn.speaker
+            if label:
+                out.append(Turn((begin, end), label))
+    return sorted(out)
+
+
+def _whole(windows: Sequence[Window]) -> list[Window]:
+    """Without the short ones of the first seconds, when a later one heard those seconds too, and more around them."""
+    early = [w for w in windows if w.start == 0]
+    return [*early[-1:], *(w for w in windows if w.start > 0)]
+
+
+def _span(begin: int, end: int) -> Span:
+    return (int(begin) * FRAME, int(end) * FRAME)
+
+
+# Clusters
+
+
+def _labelled(windows: Sequence[Window], rules: Rules, final: bool) -> tuple[Ints, Floats, Floats]:
+    """(windows, LOCALS) cluster of each local speaker or -1; centroids of the clusters; seconds of speech alone."""
+    labels = np.full((len(windows), LOCALS), -1, np.int64)
+    at = [(w, local) for w, window in enumerate(windows) for local in np.flatnonzero(window.embedded).tolist()]
+    if not at:
+        return labels, np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
+    vectors = np.array([windows[w].embeddings[local] for w, local in at])
+    clear = [lone(window.active) for window in windows]
+    alone_s = np.array([seconds(int(clear[w][:, local].sum())) for w, local in at])
+    train = np.flatnonzero(alone_s >= min(TRAIN_S, float(alone_s.max())))
+    group = clusters(vectors[train], rules.together)
+    members = [[at[train[i]] for i in np.flatnonzero(group == k)] for k in range(int(group.max()) + 1)]
+    spoken = np.array([_union_s(windows, clear, m) for m in members])
+    large = spoken >= min(rules.least_s, SMALL * spoken.sum())
+    if not final:
+        end = windows[-1].end
+        large |= np.array([end - windows[m[0][0]].start <= RECENT_S * 16000 for m in members])
+    centroids = np.array([vectors[train[group == k]].mean(axis=0) for k in range(len(members))])
+    if rules.most and large.sum() > rules.most:
+        kept = np.argsort(-spoken * large, kind="stable")[: rules.most]
+        large = np.isin(np.arange(len(members)), kept)
+    centroids, spoken = centroids[large], spoken[large]
+    centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
+    near = vectors @ centroids.T
+    row = 0
+    for w, window in enumerate(windows):
+        locals_ = np.flatnonzero(window.embedded)
+        if not len(locals_):
+            continue
+        scores = near[row : row + len(locals_)]
+        row += len(locals_)
+        labels[w, locals_] = scores.argmax(axis=1)
+        for i, k in assign(scores):
+            labels[w, locals_[i]] = k
+    _follow(windows, labels)
+    return labels, centroids.astype(np.float32), spoken.astype(np.float32)
+
+
+def _union_s(windows: Sequence[Window], clear: Sequence[Active], members: Sequence[tuple[int, int]]) -> float:
+    """Seconds in which somebody speaks alone, whatever the number of windows that heard it."""
+    total, told = 0, 0
+    for w, local in members:  # in order of time
+        first = windows[w].first
+        total += int(clear[w][max(0, told - first) :, local].sum())
+        told = max(told, first + len(clear[w]))
+    return seconds(total)
+
+
+def _follow(windows: Sequence[Window], labels: Ints) -> None:
+    """Local speakers that were not embedded are who they were in the windows beside: the one before, else after."""
+    links = [
+        followed(new.first, new.active, old.first, old.active) for old, new in zip(windows, windows[1:], strict=False)
+    ]
+    for w, link in enumerate(links, 1):
+        for local, past in enumerate(link):
+            if labels[w, local] < 0 <= past and windows[w].active[:, local].any():
+                labels[w, local] = labels[w - 1, past]
+    for w in range(len(links), 0, -1):
+        for local, past in enumerate(links[w - 1]):
+            if past >= 0 and labels[w - 1, past] < 0:
+                labels[w - 1, past] = labels[w, local]
+
+
+# Frames
+
+
+def _activity(windows: Sequence[Window], labels: Ints, count: int, upto: int) -> tuple[Active, Active]:
+    """(clusters, upto) who speaks in each frame, by the votes of all windows; (upto,) frames that any window heard."""
+    seen, speakers = np.zeros(upto, np.float32), np.zeros(upto, np.float32)
+    votes = np.zeros((count, upto), np.float32)
+    for window, row in zip(windows, labels, strict=True):
+        begin = window.first
+        active = window.active[: max(0, upto - begin)]
+        part = slice(begin, begin + len(active))
+        weight = _weight(len(window.active))[: len(active)]
+        seen[part] += weight
+        speakers[part] += weight * active.sum(axis=1)
+        for k in {int(k) for k in row if k >= 0}:
+            votes[k, part] += weight * active[:, row == k].any(axis=1)
+    how_many = np.rint(speakers / np.maximum(seen, 1e-6)).astype(np.int64)
+    return chosen(votes, how_many), seen > 0
+
+
+@cache
+def _weight(frames: int) -> Floats:
+    """(frames,) What is heard near the edge of a window is heard with little around it, and counts less."""
+    inside = np.minimum(np.arange(frames), np.arange(frames)[::-1])
+    return np.minimum(1.0, EDGE + inside / EDGE_FRAMES).astype(np.float32)
+
+
+class _Told:
+    """Frames of the turns that were told, by number."""
+
+    def __init__(self, turns: Sequence[Turn], upto: int) -> None:
+        self.on: dict[int, Active] = {}
+        for turn in turns:
+            on = self.on.setdefault(int(turn.speaker[1:]), np.zeros(upto, np.bool_))
+            on[turn.span[0] // FRAME : -(-turn.span[1] // FRAME)] = True
+
+    def outside(self, covered: Active) -> set[int]:
+        """Who speaks where no window was kept."""
+        return {number for number, on in self.on.items() if (on & ~covered).any()}
+
+
+def _named(found: Active, before: _Told, born: int) -> tuple[list[int], int]:
+    """Numbers of the clusters: what each shares the most speech with, or new ones by first appearance."""
+    old = sorted(before.on)
+    shared = np.array([[int((row & before.on[n]).sum()) for n in old] for row in found]).reshape(len(found), len(old))
+    numbers = [0] * len(found)
+    for k, column in assign(shared):
+        if shared[k, column] > 0:
+            numbers[k] = old[column]
+    for k in sorted(range(len(found)), key=lambda k: int(found[k].argmax())):
+        if not numbers[k]:
+            born += 1
+            numbers[k] = born
+    return numbers, born
+
+
+def _relabels(before: _Told, after: dict[int, Active], covered: Active, since: int) -> list[Relabel]:
+    """For frames before `since`: who is not there after all, and who is instead. Sets, so that no order matters."""
+    if not since:
+        return []
+    everybody = sorted({*before.on, *after})
+    none = np.zeros(since, np.bool_)
+    old = np.array([before.on[n][:since] if n in before.on else none for n in everybody])
+    new = np.array([after[n][:since] if n in after else none for n in everybody])
+    gone, come = old & ~new & covered[:since], new & ~old & covered[:since]
+    pairs: dict[tuple[int, int], Active] = {}
+    left = come.copy()
+    for a in range(len(everybody)):
+        for b in range(len(everybody)):
+            both = gone[a] & left[b]
+            if both.any():
+                pairs[a, b] = both
+                gone[a] &= ~both
+                left[b] &= ~both
+    return [
+        Relabel(source=name(everybody[a]), target=name(everybody[b]), span=_span(begin, end))
+        for (a, b), on in pairs.items()
+        for begin, end in joined(runs(on), old[a] & ~on)
+    ]
+
+
+def _withdrawn(before: _Told, covered: Active, since: int) -> list[Relabel]:
+    """From `since` on: what was provisional is taken away where windows say it better."""
+    return [
+        Relabel(source=name(number), target="", span=_span(begin, end))
+        for number in sorted(before.on)
+        for begin, end in joined(
+            [(b + since, e + since) for b, e in runs((before.on[number] & covered)[since:])],
+            before.on[number] & ~covered,
+        )
+    ]
+
+
+def joined(spans: Sequence[tuple[int, int]], other: Active) -> list[tuple[int, int]]:
+    """Spans of frames, as few as can be: those between which nothing of `other` lies are one."""
+    out: list[tuple[int, int]] = []
+    for begin, end in spans:
+        if out and not other[out[-1][1] : begin].any():
+            out[-1] = (out[-1][0], end)
+        else:
+            out.append((begin, end))
+    return out

@@ -193,6 +193,7 @@ class State(msgspec.Struct, kw_only=True):
     """What travels with the position. Votes are for the frames from `settled` on, one row for each number."""
 
     settled: int = 0  # frame of the stream
+    confirmed: int = 0  # by a clustering
     born: int = 0
     voices: list[Heard] = []
     before: Before | None = None
@@ -222,6 +223,11 @@ class Voices:
     def settled(self) -> int:
         """Sample up to which all turns are told."""
         return self._s.settled * FRAME
+
+    @property
+    def confirmed(self) -> int:
+        """Sample up to which a clustering has settled the boundaries of turns."""
+        return self._s.confirmed * FRAME
 
     @property
     def born(self) -> int:
@@ -269,7 +275,31 @@ class Voices:
 
     def adopt(self, settled: Settled) -> None:
         """After a `clustering.Settled`: what comes next is matched to the voices as they were found to be."""
-        raise NotImplementedError
+        s = self._s
+        before = {v.number: v for v in s.voices}
+        s.voices = []
+        for voice in settled.voices:
+            number = int(voice.speaker[1:])
+            total = (np.float32(voice.seconds) * voice.centroid).astype(np.float32).tobytes()
+            upto = before[number].upto if number in before else 0
+            s.voices.append(Heard(number=number, total=total, seconds=round(voice.seconds, 4), upto=upto))
+        s.born = max(s.born, settled.born)
+        s.confirmed = max(s.confirmed, settled.upto // FRAME)
+        if s.before is not None and settled.last:
+            old, new = s.before.numbers, list(settled.last)
+            s.before = msgspec.structs.replace(s.before, numbers=new)
+            self._rename({a: b for a, b in zip(old, new, strict=True) if a and b and a != b})
+
+    def _rename(self, names: dict[int, int]) -> None:
+        """Speakers of what is not settled yet are called otherwise."""
+        s, votes, begun = self._s, dict[int, bytes](), dict[int, int]()
+        for number, data in s.votes.items():
+            new = names.get(number, number)
+            votes[new] = _sum(votes[new], data) if new in votes else data
+        for number, begin in s.open.items():
+            new = names.get(number, number)
+            begun[new] = min(begin, begun.get(new, begin))
+        s.votes, s.open = votes, begun
 
     # Who is it?
 
@@ -277,21 +307,12 @@ class Voices:
         return next((v for v in self._s.voices if v.number == number), None)
 
     def _followed(self, first: int, active: Active) -> list[int]:
-        """Numbers that local speakers have from the window before, by when they speak; 0: none."""
-        numbers, before = [0] * LOCALS, self._s.before
+        """Numbers that local speakers have from the window before; 0: none."""
+        before = self._s.before
         if before is None:
-            return numbers
-        begin, end = max(first, before.first), min(first + len(active), before.first + before.frames)
-        if begin >= end:
-            return numbers
-        old = _unpacked(before.active, before.frames)[begin - before.first : end - before.first]
-        new = active[begin - first : end - first]
-        shared = new.T.astype(np.int32) @ old.astype(np.int32)
-        either = new.sum(axis=0)[:, None] + old.sum(axis=0)[None] - shared
-        for local, past in assign(shared / np.maximum(either, 1)):
-            if 2 * shared[local, past] > min(new[:, local].sum(), old[:, past].sum()) > 0:
-                numbers[local] = before.numbers[past]
-        return numbers
+            return [0] * LOCALS
+        past = followed(first, active, before.first, _unpacked(before.active, before.frames))
+        return [before.numbers[p] if p >= 0 else 0 for p in past]
 
     def _fresh(self, voice: Heard, first: int, clear: npt.NDArray[np.bool_]) -> float:
         """Seconds of speech alone since it was embedded."""
@@ -413,6 +434,34 @@ class Voices:
             out.append(Turn((s.open[number] * FRAME, end * FRAME), name(number)))
             s.open[number] = end
         return out
+
+
+def followed(first: int, active: Active, before: int, past: Active) -> list[int]:
+    """Which local speaker of the window before each one was, by when they speak in the frames of both; -1: none.
+
+    `first`, `before`: the stream's frames that the windows' first ones are.
+    """
+    out = [-1] * LOCALS
+    begin, end = max(first, before), min(first + len(active), before + len(past))
+    if begin >= end:
+        return out
+    old, new = past[begin - before : end - before], active[begin - first : end - first]
+    shared = new.T.astype(np.int32) @ old.astype(np.int32)
+    either = new.sum(axis=0)[:, None] + old.sum(axis=0)[None] - shared
+    for local, was in assign(shared / np.maximum(either, 1)):
+        if 2 * shared[local, was] > min(new[:, local].sum(), old[:, was].sum()) > 0:
+            out[local] = was
+    return out
+
+
+def runs(on: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """[begin, end) of each stretch of frames that are on."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], on, [False]]).astype(np.int8)))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _sum(a: bytes, b: bytes) -> bytes:
+    return (np.frombuffer(a, np.uint8) + np.frombuffer(b, np.uint8)).tobytes()
 
 
 STAY = 0.1  # cosine: by so much another voice must be nearer than the one that was followed
