@@ -44,7 +44,7 @@ class Job:
                 self.name = meta.source
         self.stream = f"{self.name}-{digest[:HASH_DIGITS]}"
         self.source = Source(name=self.name, kind="file", path=str(path.absolute()), pace="max", language=language)
-        self.state = "waiting"  # waiting | capturing | refused | reading | done | failed
+        self.state = "waiting"  # waiting | capturing | refused | reading | speakers | done | failed
         self.problem = ""
         self.before = False  # it was done when we came
 
@@ -72,15 +72,19 @@ class Place(msgspec.Struct, frozen=True):
 class Batch:
     """All files of one command, in one system. `turn` is called some ten times a second."""
 
-    def __init__(self, settings: Settings, jobs: Sequence[Job], held: bool = False) -> None:
+    def __init__(self, settings: Settings, jobs: Sequence[Job], held: bool = False, speakers: bool = False) -> None:
         self.settings, self.jobs = settings, jobs
+        self.speakers = speakers  # a file is done when it is known who speaks, too
         self.held = held  # nothing is begun yet
         self.states: dict[str, str] = {}  # of the launcher's processes, by its last answer
         self.fatal = ""  # why nothing can be done at all
         self.client = FeedClient(settings, ("stream_ended",))
-        self._ended: set[str] = set()  # streams that are read to their end
+        self._ended: dict[str, int] = {}  # where streams end that are read to their end
         self.heard = False  # which streams the journal has to their end is known to us
         self._status, self._order = (wire.Asker(wire.ipc(settings, "launcher")) for _ in range(2))
+        self._turns = wire.Asker(wire.ipc(settings, "append"))
+        self._turns_of, self._turns_at = "", 0.0
+        self._known: set[str] = set()  # streams of which it is known who speaks
         self._orders: list[m.Command] = []
         self._ask_at = self._order_at = 0.0
 
@@ -97,14 +101,19 @@ class Batch:
         """Go on with everything; the jobs that have been settled by it."""
         for event in self.client.poll(wait_s):
             if isinstance(event, m.Event) and event.kind == "stream_ended":
-                (self._ended.discard if event.purged else self._ended.add)(event.stream)
+                if isinstance(ended := event.decode(), m.StreamEnded):
+                    self._ended[event.stream] = ended.end
+                else:
+                    self.forget(event.stream)
         self.heard = self.heard or (self.client.last_beat is not None and not self.client.follower.wants_replay)
         self._ask(time.monotonic())
+        self._ask_for_turns(time.monotonic())
         return [job for job in self.jobs if self._step(job)] if self.heard and not self.held else []
 
     def forget(self, stream: str) -> None:
         """It was purged: what is known of its end is void."""
-        self._ended.discard(stream)
+        self._ended.pop(stream, None)
+        self._known.discard(stream)
 
     def place(self, job: Job) -> Place:
         beat = self.client.last_beat
@@ -127,18 +136,18 @@ class Batch:
 
     def close(self) -> None:
         self.client.close()
-        self._status.close()
-        self._order.close()
+        for asker in (self._status, self._order, self._turns):
+            asker.close()
 
     def _step(self, job: Job) -> bool:
         """True when it is settled now."""
         if job.settled:
             return False
         if job.stream in self._ended:
-            job.before = job.state == "waiting"
+            job.before = job.before or job.state == "waiting"
             self._release(job)
-            job.state = "done"
-            return True
+            job.state = "speakers" if self.speakers and job.stream not in self._known else "done"
+            return job.settled
         if job.state == "refused":
             job.state = "failed"
             return True
@@ -187,6 +196,22 @@ class Batch:
                 self.fatal = f"{topology.COVERAGE_PRODUCER} {words}"
         if now >= self._ask_at and self._status.ask(m.Command(id=uuid.uuid4().hex, verb="status")):
             self._ask_at = now + ASK_EVERY_S
+
+    def _ask_for_turns(self, now: float) -> None:
+        """How far the diarizer is with a file that is waited for: its place says so, and no windows are kept of what is
+        settled."""
+        answer = self._turns.answer()
+        end = self._ended.get(self._turns_of)
+        read = isinstance(answer, m.At) and end is not None and answer.positions.get("audio", 0) >= end
+        if read and not self.settings.windows(self._turns_of).exists():
+            self._known.add(self._turns_of)
+        waiting = [job.stream for job in self.jobs if job.state == "speakers" and job.stream not in self._known]
+        if waiting and now >= self._turns_at:
+            self._turns_of = waiting[0]
+            ask = m.Append(producer=topology.DIARIZER, stream=waiting[0], expect_n=-1)  # it only asks
+            self._turns_at = now + (ASK_EVERY_S if self._turns.ask(ask) else 0.1)
+        if self.speakers and self.states.get(topology.DIARIZER, "").startswith("cannot run: "):
+            self.fatal = f"{topology.DIARIZER} {self.states[topology.DIARIZER]}"
 
     def _taken(self, name: str, answer: m.Answer) -> None:
         """The launcher has the source, or says why not."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from common.transcripts import Output, Progress
 
 PRIVATE = ("feed", "arbiter", "transcriber")
+WHO = ("diarizer",)  # with --speakers
 SYSTEM_GONE_S = 10.0
 INTERRUPTED = 130
 FORMATS = ("txt", "srt", "vtt", "json")
@@ -35,6 +36,7 @@ FORMATS = ("txt", "srt", "vtt", "json")
 @click.option("--out", metavar="DIR", help="a file for each FILE there (default: standard output)")
 @click.option("--language", metavar="CODE", help="auto, or such as pt (default: as in the settings)")
 @click.option("--words", is_flag=True, help="with json: each word with its times and probability")
+@click.option("--speakers", is_flag=True, help="who says it, too; the text waits for that")
 @click.option("--again", is_flag=True, help="delete what an earlier run made of these files, and do them anew")
 @click.option("--quiet", is_flag=True, help="no progress")
 @click.pass_obj
@@ -45,6 +47,7 @@ def transcribe(
     out: str | None,
     language: str | None,
     words: bool,
+    speakers: bool,
     again: bool,
     quiet: bool,
 ) -> None:
@@ -61,17 +64,22 @@ def transcribe(
     if language:
         check_language(language, "--language")
     settings = given.settings()
+    if speakers and not settings.speakers.enabled:
+        raise UserError("speakers are turned off here; set speakers.enabled=true")
     output = Output(settings, files, form, Path(out) if out else None, words, language or "")
     progress = Progress(quiet)
-    work = Work(given, language or "", output, progress, again)
+    work = Work(given, language or "", output, progress, again, speakers)
     sys.exit(work.run())
 
 
 class Work:
     """The command's way through one or more systems."""
 
-    def __init__(self, given: Given, language: str, output: Output, progress: Progress, again: bool) -> None:
+    def __init__(
+        self, given: Given, language: str, output: Output, progress: Progress, again: bool, speakers: bool
+    ) -> None:
         self.given, self.language, self.output, self.progress, self.again = given, language, output, progress, again
+        self.speakers = speakers
         self.settings = given.settings()
         self.interrupted = False
 
@@ -100,7 +108,7 @@ class Work:
     def _batch(self, settings: Settings) -> Batch:
         from common.batch import Batch
 
-        return Batch(settings, self.output.open_jobs, held=self.again)
+        return Batch(settings, self.output.open_jobs, held=self.again, speakers=self.speakers)
 
     def _turn(self, batch: Batch, wait_s: float) -> None:
         """One turn of the batch, and what follows from it."""
@@ -148,7 +156,7 @@ class Work:
         from common.guests import Guests
         from common.launch import Launcher, Slot
 
-        more = ["source=[]", "summary.enabled=false"]
+        more = ["source=[]", "summary.enabled=false", f"speakers.enabled={str(self.speakers).lower()}"]
         more.append(f"profile={auto.resolve(lambda *m: self.given.settings(*more, *m)).name}")
         settings = self.given.settings(*more)
         if why := models.unknown_language(models.model(settings.transcriber.model), self.language):
@@ -168,7 +176,7 @@ class Work:
             except UserError as e:
                 problem.append(e)
             if batch.wants_work and len(launcher.slots) == 1:  # only the feed: what is done already needs no more
-                launcher.slots += [Slot(table[n]) for n in PRIVATE[1:]]
+                launcher.slots += [Slot(table[n]) for n in (*PRIVATE[1:], *WHO * self.speakers)]
             if problem or batch.over:
                 launcher.stop()
 

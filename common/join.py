@@ -19,11 +19,10 @@ import msgspec
 
 from common import messages as m
 from common.spans import Spans, parts_within, union
-from common.topology import COVERAGE_PRODUCER
+from common.topology import COVERAGE_PRODUCER, DIARIZER
 
 WHO_KINDS = ("speaker_turn", "relabel", "speaker_name", "purged")
 KINDS = ("transcript", "suppressed", "gap", *WHO_KINDS)
-MACHINE = "diarizer"  # the producer whose relabels and names give way to those of people
 NEAR = m.SAMPLE_RATE // 2  # samples: a word in no turn belongs to the nearest one, if it is not farther away
 NOBODY = ""  # who it was is not known, or not yet
 
@@ -100,7 +99,7 @@ class Join:
             self._take(e, e.decode())
 
     def _take(self, e: m.Event, body: m.EventBody | None) -> None:
-        by_people = e.producer.partition(".")[0] != MACHINE
+        by_people = e.producer != DIARIZER  # its relabels and names give way to those of people
         match body:
             case m.Transcript() | m.Suppressed() | m.Gap() if body.segment and e.seq not in self._segment_of:
                 text = body if isinstance(body, m.Transcript) else None

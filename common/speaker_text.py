@@ -56,9 +56,10 @@ class Who:
     def _found(self, segment: str) -> str:
         """The line about one caption; "" when it goes without saying."""
         before, now = self._told[segment], self._speakers(segment)
+        if now in (before, ()):  # (taken away: something else comes in its place, or it stays as it was said)
+            return ""
         self._told[segment] = now
-        goes_on = before == () and now in ((), (self._last,))
-        if before == now or goes_on or now == ():
+        if before == () and now == (self._last,):
             return ""
         if segment == self._newest:
             self._last = now[-1]

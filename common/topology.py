@@ -90,7 +90,7 @@ TABLE: tuple[Row, ...] = (
         name="summarizer",
         module="workers.summarizer",
         doc="minutes of what was said, in bursts",
-        reads=("event.transcript", "event.silence", "event.stream_ended", "event.summary_wanted"),
+        reads=("event.transcript", "event.silence", "event.stream_ended", "event.summary_wanted", "event.speaker_name"),
         writes=("summary", "gap"),
         gpu="burst",
         runs_if="summary.enabled",
@@ -107,6 +107,7 @@ TABLE: tuple[Row, ...] = (
 LAUNCHER_ENDPOINT = Endpoint(name="launcher", pattern="ROUTER", doc="Command -> Done|Refused")
 READS_BEHIND = {"transcriber": 0, "diarizer": 160_000}  # readers of audio; samples before their position: a window
 UNHURRIED = ("diarizer",)  # live workers whose lateness puts no burst off: they take larger steps instead
+DIARIZER = "diarizer"  # the producer of turns
 COVERAGE_PRODUCER = "transcriber"  # the one whose spans classify every sample
 
 

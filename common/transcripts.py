@@ -155,6 +155,8 @@ class Progress:
         job, count = left[0], len(output.jobs)
         place = batch.place(job)
         head = (f"[{count - len(left) + 1}/{count}] " if count > 1 else "") + job.path.name
+        if job.state == "speakers":
+            return f"{head}  who says it is being found out"
         if not place.captured:
             words = batch.states.get(topology.COVERAGE_PRODUCER, "")
             return f"{head}  {'waits for the transcriber' if words != 'up' else 'begins'}"

@@ -387,3 +387,47 @@ def test_the_control_thread_may_look_while_events_come_in() -> None:
         thread.join()
         sys.setswitchinterval(interval)
     assert not wrong
+
+
+def turn(start: float, end: float, speaker: str) -> m.SpeakerTurn:
+    return m.SpeakerTurn(span=(round(start * RATE), round(end * RATE)), speaker=speaker, provisional=True)
+
+
+def test_lines_carry_the_names_that_are_known_and_nothing_else_is_other() -> None:
+    plain, j = Journal(), Journal()
+    for journal in (plain, j):
+        for i in range(12):
+            journal.say(f"line {i}")
+            if journal is j:
+                j.add(turn(5 * i, 5 * i + 5, f"S{i % 3 + 1}"), "diarizer")
+    book, without = j.book(), plain.book()
+    cut, bare = book.due(), without.due()
+    assert cut and bare and cut.span == bare.span
+    assert [x.said for x in book.named(book.lines(cut))] == [()] * 12, "a speaker without a name is nobody's news"
+    j.add(m.SpeakerName(speaker="S1", name="Ann"), "cli.1")
+    j.add(m.Relabel(source="S3", target="S1"), "cli.2")
+    j.read(book)
+    said = [x.said for x in book.named(book.lines(cut))]
+    assert said[:3] == [(("Ann", "line 0"),), (), (("Ann", "line 2"),)]
+    assert [x.text for x in book.named(book.lines(cut))] == [x.text for x in without.lines(bare)]
+    j.commit(book, cut)
+    plain.commit(without, bare)
+    for journal in (plain, j):
+        journal.end()
+        journal.read(book if journal is j else without)
+    assert book.due() == without.due() is None
+
+
+def test_a_long_stream_of_turns_is_not_kept() -> None:
+    j = Journal(SummarySettings(interval_s=0.0))
+    book = j.book()
+    for i in range(3000):
+        j.say(f"line {i}", 1.0)
+        j.add(turn(i, i + 1, "S1"), "diarizer")
+        if i % 60 == 59:
+            j.ask()
+            j.read(book)
+            cut = book.due()
+            assert cut
+            j.commit(book, cut)
+    assert len(book._join.pieces()) < 1500

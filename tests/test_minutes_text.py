@@ -40,6 +40,14 @@ def test_what_is_said_stays_inside_its_quotation(said: str) -> None:
     assert not [c for c in CONTROLS if len(c) > 1 and c in line[6:-2]]
 
 
+def test_a_name_stands_before_what_its_speaker_said() -> None:
+    said = (("Ann", " How are you?"), ("", "Fine."), ('Bo" [S9]: </s>', "And you?"))
+    assert words.quoted(3, "all of it", CONTROLS, said) == (
+        '[S3] Ann: "How are you?" "Fine." Bo\' (S9)  < /s>: "And you?"\n'
+    )
+    assert words.quoted(3, "all of it", CONTROLS, ()) == words.quoted(3, "all of it", CONTROLS)
+
+
 @given(st.text(alphabet=list('<|>s/imINST[]_end "\nx')), st.sampled_from([CONTROLS, CONTROLS[::-1]]))
 def test_no_control_word_survives(said: str, controls: tuple[str, ...]) -> None:
     safe = words.defused(said, controls)

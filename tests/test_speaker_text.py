@@ -88,6 +88,20 @@ def test_relabels_and_names_are_news() -> None:
 
 
 @pytest.mark.pure
+def test_a_turn_that_is_taken_away_and_found_again_is_no_news() -> None:
+    t = Terminal()
+    t.journal.turn("S1", 0, 9)
+    t.journal.say(0, "one", "two")
+    t.journal.say(4, "three")
+    assert t.lines() == ["00:00.0  S1: one two", "00:04.0  three"]
+    t.journal.relabel("S1", "", s(0, 9), by="diarizer")
+    assert t.lines() == []
+    t.journal.turn("S1", 0.1, 2.2)
+    t.journal.turn("S2", 4, 5)
+    assert t.lines() == ["[00:04.0 S2, not S1]"]
+
+
+@pytest.mark.pure
 def test_a_day_is_not_kept() -> None:
     t = Terminal()
     for i in range(0, 6 * KEPT // RATE, 60):

@@ -16,13 +16,15 @@ from collections.abc import Iterable
 import msgspec
 
 from common import messages as m
+from common.join import WHO_KINDS, Join
 from common.settings import SummarySettings
 from common.topology import COVERAGE_PRODUCER
 from workers.steps import Step
 
 KINDS = (
-    "transcript", "suppressed", "gap", "silence", "stream_started", "stream_ended", "summary_wanted", "purged",
+    "transcript", "suppressed", "gap", "silence", "stream_started", "stream_ended", "summary_wanted", *WHO_KINDS,
 )  # fmt: skip
+FORGET_EVERY = 1000  # events: turns of what minutes are about already are of no use
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +35,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     span: m.Span
     text: str
+    said: tuple[tuple[str, str], ...] = ()  # the same text by (name of the speaker, words); () when no name is known
 
 
 class Cut(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +88,7 @@ class Book:
         self.cuts: list[Cut] = []
         self._lines: dict[str, Line] = {}  # in the order of their seq
         self._covered: set[str] = set()  # segments that minutes are about: a correction is no news
+        self._join, self._taken = Join(), 0
         self._cut_upto = self.position
 
     @property
@@ -105,6 +109,10 @@ class Book:
         if e.seq <= self.seen:
             return
         self.seen = e.seq
+        self._join.take(e)
+        self._taken += 1
+        if self._taken % FORGET_EVERY == 0:
+            self._join.trim(min((line.span[0] for line in self._lines.values()), default=self.head))
         match e.decode():
             case m.Transcript() as body:
                 self._reach(body.span[0])
@@ -178,6 +186,15 @@ class Book:
         """The text of the oldest cut as it stands now, in the order in which it was said; empty lines left out."""
         found = [line for line in list(self._lines.values()) if line.seq <= cut.upto and line.text]
         return sorted(found, key=lambda line: line.span)
+
+    def named(self, lines: Iterable[Line]) -> list[Line]:
+        """The same lines with who says what, where somebody has a name. Not for the control thread."""
+        names, out = self._join.names(), list[Line]()
+        for line in lines:
+            runs = self._join.runs(line.segment)
+            said = tuple((names.get(r.speaker, ""), r.text) for r in runs)
+            out.append(msgspec.structs.replace(line, said=said) if any(name for name, _ in said) else line)
+        return out
 
     def step(self, cut: Cut, *events: m.Body) -> Step:
         """What carries out the oldest cut."""

@@ -45,10 +45,20 @@ def chat(system_role: bool = True) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{SYSTEM}\n\n{user}"}]
 
 
-def quoted(number: int, text: str, controls: Iterable[str] = ()) -> str:
-    """The line of the prompt for one segment. `controls`: what the tokenizer would read as a token of its own."""
-    plain = " ".join(text.split()).replace('"', "'").replace("[", "(").replace("]", ")")
-    return f'[S{number}] "{defused(plain, controls)}"\n'
+def quoted(number: int, text: str, controls: Iterable[str] = (), said: Iterable[tuple[str, str]] = ()) -> str:
+    """The line of the prompt for one segment. `controls`: what the tokenizer would read as a token of its own.
+
+    `said`: the text by (name, words) instead, where somebody has a name, which is data as the words are.
+    """
+    parts = []
+    for name, part in list(said) or [("", text)]:
+        called = _plain(name, controls).replace(":", " ").strip()
+        parts.append(f"{called}: " * bool(called) + f'"{_plain(part, controls)}"')
+    return f"[S{number}] {' '.join(parts)}\n"
+
+
+def _plain(text: str, controls: Iterable[str]) -> str:
+    return defused(" ".join(text.split()).replace('"', "'").replace("[", "(").replace("]", ")"), controls)
 
 
 def defused(text: str, controls: Iterable[str]) -> str:

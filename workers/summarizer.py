@@ -204,7 +204,7 @@ class Summarizer(Worker):
             cut = None if book.stale else book.due()
             if cut is None or not settled(runner, book, self._client.head):
                 continue
-            lines = book.lines(cut)
+            lines = book.named(book.lines(cut))
             if not lines:
                 self.log.info("nothing new to summarise", stream=book.stream, reason=cut.reason)
                 self._commit(runner, book, book.step(cut))
@@ -279,17 +279,17 @@ class Summarizer(Worker):
     def prompt(self, lines: Sequence[Line], room: int | None = None) -> tuple[list[int], int]:
         """Tokens of the question, and the index of the first line in it: the newest lines that fit into `room`."""
         room = self.room if room is None else room
-        rows = [self._line_tokens(i, line.text) for i, line in enumerate(lines, 1)]
+        rows = [self._line_tokens(i, line) for i, line in enumerate(lines, 1)]
         first = words.newest([len(r) for r in rows], room)
         if first:  # what is cited is counted from the first line that is read
-            rows = [self._line_tokens(i, line.text) for i, line in enumerate(lines[first:], 1)]
+            rows = [self._line_tokens(i, line) for i, line in enumerate(lines[first:], 1)]
         transcript = [token for row in rows for token in row]
         return [*self._before, *transcript[-room:], *self._after], first
 
-    def _line_tokens(self, number: int, text: str) -> list[int]:
+    def _line_tokens(self, number: int, of: Line) -> list[int]:
         """What was said can never be a control token: neither its text is left whole, nor would it be read as one."""
         controls = [str(t) for t in self.tokenizer.added_tokens_decoder.values()]
-        line = words.quoted(number, text, controls)
+        line = words.quoted(number, of.text, controls, of.said)
         ids = self.tokenizer(line, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [i for i in ids if i not in self.tokenizer.added_tokens_decoder]
 
