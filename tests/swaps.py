@@ -43,7 +43,7 @@ class SwapSystem(System):
         self._config = str(processes.config(self.settings))
 
     def start(self, **popen: Any) -> Started:
-        weights()
+        weights(*self.more_weights)
         argv = [sys.executable, "-m", "tests.standin_models", "--config", self._config, "launcher"]
         self.launcher = self.processes.spawn([*argv, json.dumps(self.plans)], "launcher", **popen)
         return self.launcher

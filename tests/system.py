@@ -25,7 +25,7 @@ from common.console import free_port
 from common.feed_client import FeedClient, replay
 from common.fetch import fetch
 from common.process import holder, signal_holder, wait_gone
-from common.settings import Settings, Source, TranscriberSettings, UserError
+from common.settings import Settings, Source, SpeakerSettings, TranscriberSettings, UserError
 from tests.capture_helpers import audio_of
 from tests.conftest import ROOT, Processes, Started, clean_environment, wait_for
 from tests.speech import RATE, Samples, samples, write_wav
@@ -50,6 +50,7 @@ class System:
         summary = msgspec.structs.replace(settings.summary, enabled=summaries)
         who = msgspec.structs.replace(settings.speakers, enabled=speakers)
         self.settings = msgspec.structs.replace(settings, source=sources, viewer=viewer, summary=summary, speakers=who)
+        self.more_weights = (self.settings.speakers.model,) if speakers else ()
         self.run = wire.run_dir(self.settings)
         self.processes = processes
         self._argv = [sys.executable, "-m", program, "--config", str(processes.config(self.settings))]
@@ -57,7 +58,7 @@ class System:
 
     def start(self, **popen: Any) -> Started:
         """Start the launcher; again after its kill."""
-        weights()
+        weights(*self.more_weights)
         self.launcher = self.processes.spawn([*self._argv, "run-all"], "run-all", **popen)
         return self.launcher
 
@@ -235,9 +236,35 @@ def quiet(seconds: float, seed: int = 1) -> Samples:
     return np.clip(np.rint(rng.standard_normal(round(seconds * RATE)) * 5), -32768, 32767).astype(np.int16)
 
 
+def turns_told(events: list[m.Event], stream: str) -> list[tuple[str, int]]:
+    """All that the diarizer wrote of a stream, each with the number of its append."""
+    mine = [e for e in events if e.stream == stream and e.producer == "diarizer"]
+    return [(msgspec.json.encode(body(e)).decode(), e.n) for e in mine]
+
+
+def heard_to_the_end(system: System, stream: str, timeout_s: float = 120.0) -> None:
+    """Wait until the diarizer has told all that it ever will."""
+    client = FeedClient(system.settings, kinds=())
+
+    def over() -> bool:
+        client.poll(0.1)
+        beat = client.last_beat
+        places = beat.streams[stream].producers if beat and stream in beat.streams else {}
+        return "diarizer" in places and places["diarizer"].positions.get("meta") == 2
+
+    try:
+        wait_for(over, timeout_s, "the diarizer to come to the end")
+    finally:
+        client.close()
+
+
 def one_by_one(settings: Settings) -> Settings:
-    """Without catching up: the same captions whenever the transcriber gets to them."""
-    return msgspec.structs.replace(settings, transcriber=msgspec.structs.replace(settings.transcriber, batch_most=1))
+    """Without catching up: the same captions and turns whenever the workers get to them."""
+    return msgspec.structs.replace(
+        settings,
+        transcriber=msgspec.structs.replace(settings.transcriber, batch_most=1),
+        speakers=msgspec.structs.replace(settings.speakers, longest_hop_s=settings.speakers.hop_s),
+    )
 
 
 def with_interim(settings: Settings) -> Settings:
@@ -259,17 +286,27 @@ def compose(path: Path, repeats: int = 1) -> None:
 class Undisturbed:
     """The clip, and what the journal of a run without any disturbance holds."""
 
-    def __init__(self, folder: Path, repeats: int = 1, clip: Path | None = None, timeout_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        repeats: int = 1,
+        clip: Path | None = None,
+        timeout_s: float = 0.0,
+        speakers: SpeakerSettings | None = None,  # None: nobody listens for them
+    ) -> None:
         self.clip = clip or folder / "clip.wav"
         if clip is None:
             compose(self.clip, repeats)
-        settings = one_by_one(Settings(data_dir=str(folder / "data")))
+        settings = one_by_one(Settings(data_dir=str(folder / "data"), speakers=speakers or SpeakerSettings()))
         processes = Processes(folder, settings)
         try:
-            system = System(processes, settings, file_source(self.clip, "1000"))
+            system = System(processes, settings, file_source(self.clip, "1000"), speakers=speakers is not None)
             system.start()
             ended = system.ended(timeout_s or 120.0 + 60.0 * repeats)
+            if speakers is not None:
+                heard_to_the_end(system, ended.stream)
             events = system.journal()
+            self.turns = turns_told(events, ended.stream)
             self.end = assert_whole(events, ended.stream)
             self.lines = content(events, ended.stream)
             self.appends = [(e.kind, e.n) for e in events if e.producer == "transcriber"]
@@ -285,5 +322,6 @@ class Undisturbed:
         assert assert_whole(events, stream) == self.end
         assert content(events, stream) == self.lines
         assert [(e.kind, e.n) for e in events if e.producer == "transcriber"] == self.appends
+        assert turns_told(events, stream) == self.turns
         assert audio_of(system.settings.streams / stream) == self.audio
         assert events[-1].seq == len(events)

@@ -25,8 +25,9 @@ from tests.faults.checker import CHECKS, Decision, Evidence, violations
 from tests.faults.inject import Done
 from tests.faults.schedule import KINDS, draw
 from tests.faults.scorecard import Run, tracebacks
+from tests.faults.system import SPEAKERS
 from tests.small_disk import on_a_small_disk
-from tests.system import RECORDING, Undisturbed, content
+from tests.system import RECORDING, Undisturbed, content, turns_told
 
 STREAM, MIB = "talk-1", 2**20
 RATE = m.SAMPLE_RATE
@@ -35,7 +36,7 @@ RATE = m.SAMPLE_RATE
 @pytest.fixture(scope="module")
 def undisturbed() -> Iterator[Undisturbed]:
     with tempfile.TemporaryDirectory(prefix="sw-") as folder:
-        yield Undisturbed(Path(folder), clip=RECORDING)
+        yield Undisturbed(Path(folder), clip=RECORDING, speakers=SPEAKERS)
 
 
 @pytest.mark.processes
@@ -88,13 +89,17 @@ def journal(changes: Callable[[list[m.Body]], Any] = lambda bodies: None) -> lis
         bodies.append(
             m.Summary(first=ids[0], last=ids[1], bullets=(), model="x", coverage=1.0, span=samples, reason=reason)
         )
+    spoke = [("S1", (2, 10)), ("S2", (12, 20))]
+    bodies += [m.SpeakerTurn(span=(a * RATE, b * RATE), speaker=s, provisional=True) for s, (a, b) in spoke]
+    bodies.append(m.Relabel(source="S2", target="S1", span=(12 * RATE, 20 * RATE)))
     changes(bodies)
     out: list[m.Event] = []
     last_of: dict[str, int] = {}
     counts: Counter[str] = Counter()
     for seq, body in enumerate(bodies, 1):
         kind = str(type(body).__struct_config__.tag)
-        producer = "summarizer" if kind == "summary" else "transcriber"
+        others = {"summary": "summarizer", "speaker_turn": "diarizer", "relabel": "diarizer"}
+        producer = others.get(kind, "transcriber")
         counts[producer] += 1
         out.append(
             m.Event(
@@ -148,6 +153,7 @@ def evidence(events: list[m.Event] | None = None, **changes: Any) -> Evidence:
         "events": events,
         "lines": content(good, STREAM),
         "appends": [(e.kind, e.n) for e in good if e.producer == "transcriber"],
+        "turns": turns_told(good, STREAM),
         "audio": [],
         "delivered": [e.seq for e in events],
         "hashes": {"feed": "a", "late joiner": "a"},
@@ -182,6 +188,10 @@ BODIES: list[tuple[str, Callable[[list[m.Body]], Any], str]] = [
     ("each_once", lambda b: b.insert(3, b[2]), "is there 2 times"),
     ("same_words", lambda b: b.__setitem__(2, msgspec.structs.replace(b[2], text="Worlds.")), "only with faults"),
     ("same_words", lambda b: b.pop(2), "only without faults"),
+    ("same_turns", lambda b: b.pop(12), "only without faults"),
+    ("same_turns", lambda b: b.append(b[13]), "2 times"),
+    ("same_turns", lambda b: b.__setitem__(12, msgspec.structs.replace(b[12], speaker="S3")), "only with faults"),
+    ("same_turns", lambda b: b.insert(12, b.pop()), "in another order"),
     ("summaries", lambda b: b.pop(11), "missing"),
     ("summaries", lambda b: b.append(b[11]), "minutes 2 times"),
     ("summaries", lambda b: b.__setitem__(10, msgspec.structs.replace(b[10], last=b[10].first)), "nobody asked for"),

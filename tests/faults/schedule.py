@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import msgspec
 
-WORKERS = ("transcriber", "summarizer", "translator")  # have leases; the last is a stand-in
+WORKERS = ("transcriber", "summarizer", "diarizer", "translator")  # have leases; the last is a stand-in
 FIRST_S = 1.0  # after the stream has begun
-SWAPPED = ("transcriber", "transcriber", "summarizer")  # come and go at each burst
+SWAPPED = ("transcriber", "transcriber", "diarizer", "summarizer")  # come and go at each burst
 
 
 class Kind(NamedTuple):
@@ -27,7 +27,7 @@ class Kind(NamedTuple):
 
 
 ARBITER = ("arbiter", "arbiter", "arbiter", "arbiter's helper")
-MOST = ("transcriber", "transcriber", "summarizer", "translator", "feed", "feed", "capture", "capture")
+MOST = (*WORKERS, "transcriber", "diarizer", "feed", "feed", "capture", "capture")
 KINDS: dict[str, Kind] = {
     "kill": Kind(40, (*MOST, *ARBITER, "launcher", "launcher", "viewer"), what="SIGKILL, at any moment"),
     "stop": Kind(
@@ -45,14 +45,14 @@ KINDS: dict[str, Kind] = {
     "slow": Kind(6, WORKERS, 2.0, 5.0, what="each step and reload takes half a second longer"),
     "loss": Kind(
         16,
-        ("feed", "arbiter", "transcriber", "summarizer", "capture", "everybody"),
+        ("feed", "arbiter", "transcriber", "summarizer", "diarizer", "capture", "everybody"),
         2.0,
         8.0,
         what="10 to 50 % of what the process sends never arrives",
     ),
     "doubled": Kind(
         12,
-        ("feed", "arbiter", "transcriber", "summarizer", "capture", "everybody"),
+        ("feed", "arbiter", "transcriber", "summarizer", "diarizer", "capture", "everybody"),
         2.0,
         8.0,
         what="30 to 100 % of what the process sends arrives twice",

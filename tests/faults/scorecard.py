@@ -33,7 +33,16 @@ from tests.faults import page
 from tests.faults.checker import CHECKS, Decision, Evidence, backlog_differs, violations
 from tests.faults.inject import Done, Injector
 from tests.faults.schedule import Fault, draw
-from tests.faults.system import CARD_MIB, DISK_MIB, EVERYBODY, MARGIN_MIB, MIB, CardWatch, FaultSystem
+from tests.faults.system import (
+    CARD_MIB,
+    DISK_MIB,
+    EVERYBODY,
+    MARGIN_MIB,
+    MIB,
+    SPEAKERS,
+    CardWatch,
+    FaultSystem,
+)
 from tests.faults.troubled import DECISIONS
 from tests.small_disk import small_disk
 from tests.swaps import log_rows
@@ -133,6 +142,7 @@ class Run:
             events=events,
             lines=self.undisturbed.lines,
             appends=self.undisturbed.appends,
+            turns=self.undisturbed.turns,
             audio=audio + [f"another stream: {p.name}" for p in others],
             delivered=[x.seq for x in system.follower.events],
             hashes=hashes,
@@ -159,9 +169,16 @@ class Run:
             at = places["summarizer"].positions.get("transcript", 0) if "summarizer" in places else 0
             return bool(transcripts) and at >= transcripts[-1].seq
 
+        def heard() -> bool:
+            beat = system.follower.last_beat
+            ended = [x.stream for x in system.follower.events if x.kind == "stream_ended"]
+            places = beat.streams[ended[-1]].producers if beat and ended else {}
+            return "diarizer" in places and places["diarizer"].positions.get("meta") == 2
+
         for what, state in (
             ("the stream's end", lambda: system.follower.find("stream_ended")),
             ("minutes of everything", summarised),
+            ("turns of everything", heard),
             ("everybody to be up", lambda: all(map(system.pid, EVERYBODY)) and system.follower.well()),
         ):
             seen, waited = -1, None
@@ -232,7 +249,7 @@ def main() -> int:
     print(f"first without any fault: {repeats * CLIP_S / 60:.1f} min of speech", flush=True)
     results = []
     with tempfile.TemporaryDirectory(prefix="sw-") as folder:
-        undisturbed = Undisturbed(Path(folder), repeats, timeout_s=600.0 * repeats)
+        undisturbed = Undisturbed(Path(folder), repeats, timeout_s=600.0 * repeats, speakers=SPEAKERS)
         for seed in seeds:
             where = keep / f"seed-{seed}"
             shutil.rmtree(where, ignore_errors=True)

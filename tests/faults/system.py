@@ -1,8 +1,8 @@
 """The system that faults happen to, and who watches it: card and roster at 20 Hz, a subscriber of everything.
 
-The real launcher, feed, capture, arbiter, viewer, transcriber (tiny.en) and summarizer (SmolLM2-135M); the translator
-is a stand-in that has a live seat on the card. The simulated card holds the transcriber and the translator, or the
-summarizer. DATA lies on a small file system of its own, which can be filled; logs and switches lie beside it.
+The real launcher, feed, capture, arbiter, viewer, transcriber (tiny.en), diarizer and summarizer (SmolLM2-135M); the
+translator is a stand-in that has a live seat on the card. The simulated card holds these live ones, or the summarizer
+and some of them. DATA lies on a small file system of its own, which can be filled; logs and switches lie beside it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ import msgspec
 
 from arbiter.hands import read_roster
 from common import card
-from common.settings import Settings, Source, SummarySettings
+from common.settings import Settings, Source, SpeakerSettings, SummarySettings
 from tests.conftest import Processes, Started
+from tests.faults.schedule import WORKERS
 from tests.faults.troubled import TROUBLE, Trouble
 from tests.swaps import gpu
 from tests.system import Following, System, one_by_one, weights
 
-CARD_MIB, MARGIN_MIB = 640, 16
+CARD_MIB, MARGIN_MIB = 760, 16
 PLANS: dict[str, dict[str, Any]] = {"translator": {"mib": 120, "step_s": 0.02, "every_s": 0.5}}  # a stand-in
-EVERYBODY = ("feed", "arbiter", "transcriber", "summarizer", "translator", "viewer", "launcher")  # captures finish
+EVERYBODY = ("feed", "arbiter", *WORKERS, "viewer", "launcher")  # captures finish
 INTERVAL_S = 10.0  # of the minutes: a burst for each
+SPEAKERS = SpeakerSettings(settle_every_s=15.0)  # so that many clusterings meet something
 MARK = "FAULTS_OF"  # in the environment of every process of a run
 WATCHED_HZ = 20
 DISK_MIB = 128
@@ -43,14 +45,14 @@ def changed(settings: Settings) -> Settings:
         simulated_mib=CARD_MIB, margin_mib=MARGIN_MIB, stuck_after_s=12.0, hello_timeout_s=5.0, offload_within_s=10.0
     )
     minutes = SummarySettings(interval_s=INTERVAL_S, max_new_tokens=16)
-    return one_by_one(msgspec.structs.replace(settings, gpu=card_settings, summary=minutes))
+    return one_by_one(msgspec.structs.replace(settings, gpu=card_settings, summary=minutes, speakers=SPEAKERS))
 
 
 class FaultSystem(System):
     """`folder` is outside of the small file system that DATA is on."""
 
     def __init__(self, processes: Processes, settings: Settings, folder: Path, source: Source) -> None:
-        super().__init__(processes, changed(settings), source, summaries=True)
+        super().__init__(processes, changed(settings), source, summaries=True, speakers=True)
         self.folder = folder
         self._config = str(processes.config(self.settings))
         (folder / "logs").mkdir(parents=True)
@@ -61,7 +63,7 @@ class FaultSystem(System):
         self.follower = WellFollowing(self.settings)
 
     def start(self, **popen: Any) -> Started:
-        weights()
+        weights(*self.more_weights)
         argv = [sys.executable, "-m", "tests.faults.troubled", str(self.folder), "launcher", self._config]
         env = {MARK: str(self.folder)}
         self.launcher = self.processes.spawn([*argv, json.dumps(PLANS)], "launcher", env, **popen)
