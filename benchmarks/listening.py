@@ -215,7 +215,7 @@ class Stage:
             now_s = at.sample(wall) / RATE if at else 0.0
             for e in events:
                 match e.decode():
-                    case m.SpeakerTurn(span=span, speaker=speaker):
+                    case m.SpeakerTurn(span=span, speaker=speaker, provisional=True):
                         heard.told.append(Told(seconds(span, speaker), now_s))
                     case m.Transcript(words=words) as t:
                         heard.transcripts.append(t)
