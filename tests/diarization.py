@@ -103,7 +103,10 @@ def outside(spans: Iterable[tuple[float, float]], others: Iterable[tuple[float, 
 
 
 class Shown:
-    """A subscriber's captions: the speaker that each word was first shown with, and the one it has now."""
+    """A subscriber's captions: the speaker that each word was first shown with, and the one it has now.
+
+    A word that is nobody's again has another speaker than the one it had.
+    """
 
     def __init__(self) -> None:
         self.join = Join()
@@ -122,8 +125,11 @@ class Shown:
             runs = self.join.runs(segment)
             self._now[segment] = [r.speaker for r in runs for _ in range(*r.words)]
             for i, who in enumerate(self._now[segment]):
-                if who != NOBODY and self._first.setdefault((segment, i), who) != who:
-                    self._ever.add((segment, i))
+                key = (segment, i)
+                if who != NOBODY:
+                    self._first.setdefault(key, who)
+                if self._first.get(key, who) != who:
+                    self._ever.add(key)
 
     @property
     def runs(self) -> list[Run]:

@@ -71,6 +71,7 @@ def test_what_is_put_right_later_is_wrong_provisionally_and_was_shown_otherwise(
         f"{PHONE}: DER provisional, collar 0",
         f"{PHONE}: words whose speaker changed after it was shown",
     ]
+    assert value(made, "the same, also if it changed back") == 50
 
 
 def test_turns_that_are_settled_with_other_boundaries_take_the_place_of_what_was_provisional() -> None:
