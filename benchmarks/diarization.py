@@ -6,9 +6,9 @@ as fast as they go. Takes 8 minutes for what is played, and the time that the of
 half of that. Word errors by speaker need meeteval (`pip install -c constraints.txt -e '.[scores]'`).
 
 Settled: what the journal holds once a stream is over. Provisional: what a subscriber that takes no notice of relabels
-shows 3 s after each turn of the reference; first: the same, however late. Offline: pyannote's pipeline, and whisper with it, on the utterances that
-the system cut and on the whole recording. A collar of 0.25 s is half before and half behind each edge. Bounds stand in
-the names of the figures; exit status 1 when one is broken. AMI is reported as it is.
+shows 3 s after each turn of the reference; first: the same, however late. Offline: pyannote's pipeline, and whisper
+with it, on the utterances that the system cut and on the whole recording. A collar of 0.25 s is half before and half
+behind each edge. Bounds stand in the names of the figures; exit status 1 when one is broken. AMI is reported as it is.
 """
 
 from __future__ import annotations
