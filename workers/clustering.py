@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -31,11 +32,12 @@ from workers.voices import (
     followed,
     lone,
     name,
+    newest,
     runs,
     seconds,
 )
 
-TRAIN_S = 2.0  # of speech alone in a window: an embedding of less makes no cluster, it is only given to one
+TRAIN_S = 1.5  # of speech alone in a window: an embedding of less makes no cluster, it is only given to one
 SMALL = 0.1  # of all speech: `Rules.least_s` asks no more of a cluster
 EDGE = 0.1  # weight of a window's first and last frame; it rises to 1
 EDGE_FRAMES = 150  # within 2.3 s
@@ -113,7 +115,7 @@ def relabelled(turns: Iterable[Turn], relabels: Iterable[Relabel]) -> list[Turn]
     for turn in turns:
         mine = rules.get(turn.speaker, [])
         cuts = sorted({*turn.span, *(x for span, _ in mine if span for x in span if turn.span[0] < x < turn.span[1])})
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in pairwise(cuts):
             to = [target for span, target in mine if span is None or span[0] <= begin < span[1]]
             label = to[-1] if to else turn.speaker
             if label:
@@ -141,7 +143,7 @@ def _labelled(windows: Sequence[Window], rules: Rules, final: bool) -> tuple[Int
     if not at:
         return labels, np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
     vectors = np.array([windows[w].embeddings[local] for w, local in at])
-    clear = [lone(window.active) for window in windows]
+    clear = [lone(window.active) & newest(window.active) for window in windows]
     alone_s = np.array([seconds(int(clear[w][:, local].sum())) for w, local in at])
     train = np.flatnonzero(alone_s >= min(TRAIN_S, float(alone_s.max())))
     group = clusters(vectors[train], rules.together)
@@ -184,8 +186,9 @@ def _union_s(windows: Sequence[Window], clear: Sequence[Active], members: Sequen
 
 def _follow(windows: Sequence[Window], labels: Ints) -> None:
     """Local speakers that were not embedded are who they were in the windows beside: the one before, else after."""
+    stretches = [newest(window.active) for window in windows]
     links = [
-        followed(new.first, new.active, old.first, old.active) for old, new in zip(windows, windows[1:], strict=False)
+        followed(windows[w].first, stretches[w], windows[w - 1].first, stretches[w - 1]) for w in range(1, len(windows))
     ]
     for w, link in enumerate(links, 1):
         for local, past in enumerate(link):
@@ -206,13 +209,13 @@ def _activity(windows: Sequence[Window], labels: Ints, count: int, upto: int) ->
     votes = np.zeros((count, upto), np.float32)
     for window, row in zip(windows, labels, strict=True):
         begin = window.first
-        active = window.active[: max(0, upto - begin)]
+        active, stretches = (x[: max(0, upto - begin)] for x in (window.active, newest(window.active)))
         part = slice(begin, begin + len(active))
         weight = _weight(len(window.active))[: len(active)]
         seen[part] += weight
         speakers[part] += weight * active.sum(axis=1)
         for k in {int(k) for k in row if k >= 0}:
-            votes[k, part] += weight * active[:, row == k].any(axis=1)
+            votes[k, part] += weight * stretches[:, row == k].any(axis=1)
     how_many = np.rint(speakers / np.maximum(seen, 1e-6)).astype(np.int64)
     return chosen(votes, how_many), seen > 0
 
