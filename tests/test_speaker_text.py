@@ -8,7 +8,7 @@ import pytest
 
 from common import messages as m
 from common.console import Captions
-from common.feed_client import Appender
+from common.feed_client import Appender, Past
 from common.settings import Settings
 from common.speaker_text import KEPT, Who
 from tests.conftest import Processes, wait_for
@@ -148,3 +148,46 @@ def test_who_comes_late_learns_names_and_merges(feed: Settings) -> None:
     assert said[1:] in (["[00:00.0 Ann]"], ["[00:00.0 S3]", "[00:00.0 Ann, not S3]"])
     for appender in (diarizer, person, transcriber):
         appender.close()
+
+
+@pytest.mark.processes
+def test_the_past_of_streams_is_read_once_and_then_what_came_since(feed: Settings) -> None:
+    def name(stream: str, *names: str) -> None:
+        """A producer for each append, as people's commands have it."""
+        for n in names:
+            appender = Appender(feed, f"cli.{n}")
+            assert isinstance(appender.append(stream, 0, {}, [m.SpeakerName(speaker="S1", name=n)]), m.At)
+            appender.close()
+
+    past, read = Past(feed, ("speaker_name",)), list[str]()
+
+    def look(*expected: str) -> None:
+        def met() -> bool:
+            read.extend(body.name for e in past.events() if isinstance(body := e.decode(), m.SpeakerName))
+            return not past.busy
+
+        wait_for(met, what="the past")
+        assert read == list(expected)
+        read.clear()
+
+    name("x", "a", "b")
+    name("y", "c")
+    past.want("x")
+    look("a", "b")
+    past.want("y")
+    past.want("x")
+    look("c")
+    name("x", *(f"n{i}" for i in range(5)))
+    past.want("x")
+    assert past.busy
+    past.events()  # it is asked
+    name("x", "late")
+    past.want("x")
+    look("n0", "n1", "n2", "n3", "n4", "late")
+    past.want("y")
+    past.events()
+    past.forget("y")  # what comes is not taken for another's
+    past.want("x")
+    look()
+    past.want("y")
+    look("c")
