@@ -100,7 +100,7 @@ run-all: $(DONE)/packages $(DONE)/mic $(DONE)/gpu model-files ## set up what is 
 	@exec $(BIN)/swapscribe run-all $(ARGS)
 
 .PHONY: test
-test: $(DONE)/packages $(DONE)/test-packages $(DONE)/mic model-files test-data ## set up what is missing and run all tests
+test: $(DONE)/packages $(DONE)/test-packages $(DONE)/scores $(DONE)/mic model-files test-data ## set up what is missing and run all tests
 	@exec $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 .PHONY: faults
@@ -192,6 +192,12 @@ $(DONE)/packages: $(DONE)/place pyproject.toml constraints.txt
 $(DONE)/test-packages: $(DONE)/packages
 	@$(FUNCTIONS)
 	install "packages for the tests" -e '.[test]'
+	touch $@
+
+# Optional: it comes as source. Whatever happens here is one line, tried once.
+$(DONE)/scores: $(DONE)/test-packages
+	@$(FUNCTIONS)
+	(install "package for word errors by speaker" -e '.[scores]') || say "word errors by speaker: cannot be counted (a C compiler is needed), everything else can"
 	touch $@
 
 $(DONE)/dev-packages: $(DONE)/packages

@@ -3,6 +3,7 @@
 `python benchmarks/quality.py [--model tiny.en|base] [--language auto|en|...] [--json]`. Bounds stand in the names of
 the figures; exit status 1 when one is broken. Figures without a bound are reported only. Takes about 10 minutes with
 tiny.en, 25 with base; fetches about 100 MB of recordings when run for the first time.
+`python benchmarks/quality.py diarization`: who said it (diarization.py, which has options of its own).
 """
 
 from __future__ import annotations
@@ -225,6 +226,10 @@ def word_times(bench: Bench, tape: Tape) -> None:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["diarization"]:
+        import diarization
+
+        return diarization.main(sys.argv[2:])
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default=Settings().transcriber.model)
     parser.add_argument("--language", default="auto", help="the transcriber's language setting, and whisper's")

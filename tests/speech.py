@@ -341,12 +341,15 @@ def _run(argv: list[str], cwd: Path, failure: str) -> None:
 
 def main() -> None:
     """Fetch everything; one line each. What cannot be had is named and does not fail the run."""
+    from tests import speakers  # it builds on this module
+
     for name, get in {
         "jfk": jfk,
         "librivox": librivox,
         "sonnets": sonnets,
         "noise": noise_and_music,
         "talks": talks,
+        "speakers of meetings": lambda: [speakers.cities(), speakers.michael(), speakers.wizard()],
     }.items():
         print(f"test data: {name} …", end=" ", flush=True)
         try:
