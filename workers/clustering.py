@@ -37,7 +37,7 @@ from workers.voices import (
     seconds,
 )
 
-TRAIN_S = 2.0  # of speech alone in a window: an embedding of less makes no cluster, it is only given to one
+TRAIN_S = 1.0  # of speech alone in a window: an embedding of less makes no cluster, it is only given to one
 SMALL = 0.1  # of all speech: `Rules.least_s` asks no more of a cluster
 EDGE = 0.1  # weight of a window's first and last frame; it rises to 1
 EDGE_FRAMES = 150  # within 2.3 s
@@ -209,7 +209,7 @@ def _union_s(windows: Sequence[Window], clear: Sequence[Active], members: Sequen
 
 
 def _follow(windows: Sequence[Window], labels: Ints) -> None:
-    """Local speakers of whom nothing was embedded are who they were in the windows beside: the one before, else after."""
+    """Local speakers of whom nothing was embedded are who they were in the window before, else in the one after."""
     links = [followed(new.first, new.active, old.first, old.active) for old, new in pairwise(windows)]
     for w, link in enumerate(links, 1):
         for local, past in enumerate(link):
