@@ -16,7 +16,6 @@ from arbiter.keep import FOR_GOOD_S, keep, weight
 from arbiter.view import Burst, Plan, View, Worker, gib
 from common.messages import Incarnation
 from common.settings import GpuSettings
-from common.topology import UNHURRIED
 
 
 def decide(view: View, settings: GpuSettings, now: float) -> Plan:
@@ -97,8 +96,7 @@ class _Decision:
     def plan(self) -> Plan:
         burst = self._burst()
         # Captions that a burst does not keep waiting are no reason to put it off or end it.
-        hurried = [w for w in self.kept if w is not burst and w.name not in UNHURRIED]
-        self.lag_s = max((w.lag_s for w in hurried), default=0.0)
+        self.lag_s = max((w.lag_s for w in self.kept if w is not burst), default=0.0)
         free_ride = burst is not None and self._rides(burst)
         ended = self._end(burst, free_ride) if burst and self._runs(burst) else ""
         if burst and ended:

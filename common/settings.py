@@ -131,7 +131,7 @@ class SpeakerSettings(Section, frozen=True, kw_only=True):
     hop_s: float = 1.0  # a window is heard each time, where somebody speaks
     longest_hop_s: float = 5.0  # steps grow to this while the machine is too busy; as hop_s: never
     busy_lag_s: float = 5.0  # one more hop in a step for each so many seconds that turns or captions are late
-    threshold: float = 0.5  # cosine distance from which a voice counts as another speaker
+    threshold: float = 0.55  # cosine distance from which a voice counts as another speaker
     settle_every_s: float = 60.0  # of a stream: everything heard so far is clustered anew
 
 

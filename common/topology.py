@@ -106,7 +106,6 @@ TABLE: tuple[Row, ...] = (
 
 LAUNCHER_ENDPOINT = Endpoint(name="launcher", pattern="ROUTER", doc="Command -> Done|Refused")
 READS_BEHIND = {"transcriber": 0, "diarizer": 160_000}  # readers of audio; samples before their position: a window
-UNHURRIED = ("diarizer",)  # live workers whose lateness puts no burst off: they take larger steps instead
 DIARIZER = "diarizer"  # the producer of turns
 COVERAGE_PRODUCER = "transcriber"  # the one whose spans classify every sample
 

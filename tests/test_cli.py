@@ -51,7 +51,7 @@ def swapscribe(processes: Processes, settings: Settings) -> Swapscribe:
 
 @pytest.fixture(scope="module")
 def weights() -> None:
-    for name in ("tiny.en", "silero_vad", "smollm2-135m"):
+    for name in ("tiny.en", "silero_vad", "pyannote-campplus", "smollm2-135m"):
         try:
             models.available(Settings(), name)
         except UserError:
@@ -112,7 +112,7 @@ def test_demo_fails_when_words_are_missing(swapscribe: Swapscribe) -> None:
 @pytest.mark.speech
 def test_run_all_status_tail_purge(swapscribe: Swapscribe, weights: None) -> None:
     launcher = swapscribe.run_all(recording("max"))
-    up = wait_for(lambda: re.findall(r"all 5 processes are up after ([\d.]+) s", launcher.output()))
+    up = wait_for(lambda: re.findall(r"all 6 processes are up after ([\d.]+) s", launcher.output()))
     assert float(up[0]) <= 5.0
     wait_for(lambda: re.search(r"^\[rec-\w+ ended at 00:4\d\.\d: ", launcher.output(), re.M), 120, "end of the stream")
     captions = re.findall(r"^\d\d:\d\d\.\d  .+$", launcher.output(), re.M)
@@ -120,8 +120,8 @@ def test_run_all_status_tail_purge(swapscribe: Swapscribe, weights: None) -> Non
     seen = swapscribe("status").stdout
     assert "everything is read" in seen and "pending 0.0 s" in seen
     assert re.search(r"^capture@rec .* finished$", seen, re.M)
-    names = [line.split()[0] for line in seen.splitlines()[1:8]]
-    assert names == ["launcher", "feed", "capture@rec", "arbiter", "transcriber", "summarizer", "viewer"]
+    names = [line.split()[0] for line in seen.splitlines()[1:9]]
+    assert names == ["launcher", "feed", "capture@rec", "arbiter", "transcriber", "diarizer", "summarizer", "viewer"]
     assert re.search(r"^gpu: .*simulated", seen, re.M)
     tail = swapscribe.start("tail", "--json", "--from", "1")
     wait_for(lambda: '"kind": "stream_ended"' in tail.output())

@@ -1,7 +1,7 @@
-"""The diarizer as a real process beside the others: ids that outlive kills, offloads and restarts; what it leaves on disk.
+"""The diarizer as a real process beside the others: ids that outlive kills, offloads and restarts.
 
 Two readers in turns: sentences of LibriVox and of President Kennedy. TEST_KILLS says how often it is killed, and how
-often it has to leave the card (20 of each is what the mission asks for; fewer by default, for each start takes seconds).
+often it has to leave the card: few times by default, for each start takes seconds.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import itertools
 import random
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,16 +22,18 @@ from common import backlog
 from common import messages as m
 from common.process import Process
 from common.settings import Settings, SpeakerSettings
+from common.voiceprints import Voiceprint
 from workers import settling
 from workers.diarizer import Diarizer
 from workers.hops import Hearer
 from workers.kept_windows import KeptWindows
 from workers.poison import Poison
+from workers.recognised import recognised
 from workers.settling import turns_told
 from workers.steps import Step
 from workers.stride import note, stride
 from workers.vad import Floats, Vad
-from workers.voices import FRAME, LOCALS, Rules, Turn, Window, on_grid
+from workers.voices import FRAME, LOCALS, Rules, Turn, Voice, Window, on_grid
 
 SECOND = m.SAMPLE_RATE
 S = SpeakerSettings(hop_s=1.0, longest_hop_s=1.0, settle_every_s=20.0)
@@ -327,13 +330,13 @@ def test_every_clustering_sees_what_was_heard_up_to_its_place(
     monkeypatch.setattr(settling, "settle", settle)
     heard.life()
     places = [end / SECOND for end, _ in seen]
-    assert len(seen) == 4 and all(b - a <= 21.0 for a, b in zip(places[:-1], places[1:], strict=True))
+    assert len(seen) == 4 and all(b - a <= 21.0 for a, b in itertools.pairwise(places))
     assert all(turns <= windows for windows, turns in seen)
     assert heard.memory.at.state == b"", "of who spoke nothing is left but the turns"
 
 
 @pytest.mark.pure
-def test_turns_told_are_as_labelled_after_the_relabels_of_each_append() -> None:
+def test_turns_told_are_as_labelled_after_the_relabels_of_later_appends() -> None:
     def turn(a: int, b: int, speaker: str) -> m.SpeakerTurn:
         return m.SpeakerTurn(span=(a * FRAME, b * FRAME), speaker=speaker, provisional=True)
 
@@ -343,10 +346,29 @@ def test_turns_told_are_as_labelled_after_the_relabels_of_each_append() -> None:
     memory = Memory(Path("/nowhere"))
     memory.events = [
         (1, turn(0, 9, "S1")), (2, turn(9, 20, "S2")), (3, relabel("S1", "S2")), (3, relabel("S2", "S1")),
-        (4, turn(20, 30, "S1")), (5, relabel("S1", "S3")),
+        (3, turn(20, 30, "S2")), (4, turn(30, 40, "S1")), (5, relabel("S1", "S3")),
     ]  # fmt: skip
     events = memory.replay(Settings(), ("speaker_turn", "relabel"), "s", 0.0)
-    assert [t.speaker for t in turns_told(events)] == ["S2", "S3", "S3"], "two may change places in one append"
+    assert [t.speaker for t in turns_told(events)] == ["S2", "S3", "S2", "S3"], "two change places in one append"
+
+
+@pytest.mark.pure
+def test_a_voiceprint_names_one_speaker_and_nobody_in_doubt() -> None:
+    def voice(speaker: str, seconds: float, *values: float) -> Voice:
+        vector = np.array(values, np.float32)
+        return Voice(speaker, vector / np.linalg.norm(vector), seconds)
+
+    def print_(name: str, *values: float) -> Voiceprint:
+        return Voiceprint(name=name, model="m", embedding=values, seconds=9.0, made_ns=1)
+
+    ana, ben = print_("Ana", 1.0, 0.0, 0.0), print_("Ben", 0.0, 1.0, 0.0)
+    near, nearer, far = voice("S1", 9, 1, 0.5, 0.5), voice("S2", 9, 1, 0.1, 0.1), voice("S3", 9, 0.2, 0.2, 1)
+    assert recognised([near, nearer, far], [ana, ben], {}) == {"S2": "Ana"}, "one name, for the nearest"
+    assert recognised([voice("S1", 2, 1, 0, 0)], [ana, ben], {}) == {}, "too little was heard"
+    assert recognised([voice("S1", 9, 1, 0.95, 0)], [ana, ben], {}) == {}, "either could be it"
+    assert recognised([near], [ana, ben], {"S9": "Ana"}) == {} == recognised([near], [ana], {"S1": "Ana"})
+    assert recognised([near], [], {}) == {}
+    assert SpeakerSettings().threshold == Rules().threshold, "the default is the one that was tuned"
 
 
 @pytest.mark.pure

@@ -61,7 +61,8 @@ def test_every_profile_loads_and_names_models_we_know(folder: Path) -> None:
         for one in models.needed(settings):
             assert models.model(one).name == one
     assert models.of_profile("rtx16")[-1] == "qwen2.5-7b.nf4"
-    assert models.needed(settings_of(folder, "[summary]\nenabled = false")) == ["tiny.en", "silero_vad"]
+    least = "[summary]\nenabled = false\n[speakers]\nenabled = false"
+    assert models.needed(settings_of(folder, least)) == ["tiny.en", "silero_vad"]
 
 
 @pytest.mark.pure
@@ -108,7 +109,7 @@ def test_auto_looks_at_the_store_and_asks_the_hub_only_when_told(folder: Path, m
 
     assert auto.resolve(given, device=CARD).name == "embedded" and probes == []
     assert auto.resolve(given, ask_hub=True, device=CARD).name == "rtx16" and len(probes) == 1
-    here |= {"turbo", "silero_vad", "qwen2.5-7b.nf4"}
+    here |= {"turbo", "silero_vad", "pyannote-campplus", "qwen2.5-7b.nf4"}
     assert auto.resolve(given, ask_hub=True, device=CARD).name == "rtx16" and len(probes) == 1
     here -= {"turbo"}  # who set another model does not need that of the profile
     here |= {"base"}

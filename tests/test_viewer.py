@@ -478,7 +478,7 @@ def test_metrics_can_be_parsed_and_count(processes: Processes, producer: Produce
     assert got["swapscribe_lag_seconds", STREAM] == 0
     assert got["swapscribe_appends_total", "transcriber", STREAM] == 2
     up = {k[1]: v for k, v in got.items() if k[0] == "swapscribe_process_up"}
-    assert up == {"feed": 1, "arbiter": 0, "transcriber": 0, "diarizer": 0, "summarizer": 0, "viewer": 1}
+    assert up == {"feed": 1, "arbiter": 0, "transcriber": 0, "summarizer": 0, "diarizer": 0, "viewer": 1}
 
 
 def test_a_token_is_needed_everywhere_when_set(processes: Processes) -> None:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from common import backlog, models, wire
+from common import backlog, models, voiceprints, wire
 from common import messages as m
 from common.process import Process, arguments, give_way, main
 from common.settings import SpeakerSettings
+from common.voiceprints import Voiceprint
 from workers import vad
 from workers._torch import set_up
 from workers.base import Runner
@@ -28,6 +29,7 @@ from workers.delays import Delays, Timed, ago_s
 from workers.hearing import Hearing
 from workers.hops import Hearer, Hop, Hops, State, heard_by, told, unpack, voices_of
 from workers.kept_windows import KeptWindows
+from workers.recognised import recognised
 from workers.settling import Settling
 from workers.steps import Step
 from workers.stride import note, stride
@@ -63,6 +65,8 @@ class Diarizer(Hearing[Hops, Hop]):
         self._delays = Delays(self.settings.viewer.delays_over_s, interim=False)
         self._beats = wire.subscriber([wire.ipc(self.settings, "pub")], ["beat"], hwm=10)
         self._captions_late_s, self._captions_heard_s = 0.0, 0.0
+        self._known: list[Voiceprint] = []
+        self._prints_ns = 0
 
     def load(self, process: Process) -> Sequence[Any]:
         for left in self.settings.windows("").glob("*"):  # by a kill in the middle of a purge
@@ -109,7 +113,8 @@ class Diarizer(Hearing[Hops, Hop]):
 
     def _settling(self, session: Hops) -> Settling:
         stream = session.meta.stream
-        return Settling(self.settings, self.name, stream, session.at.n, session.voices(), self._kept(stream))
+        voices, kept = session.voices(), self._kept(stream)
+        return Settling(self.settings, self.name, stream, session.at.n, voices, kept, session.state.over)
 
     def ended(self, stream: str) -> None:
         self._kept(stream).remove()
@@ -136,6 +141,9 @@ class Diarizer(Hearing[Hops, Hop]):
     def note(self) -> str:
         return note([s.stride for s in list(self.sessions.values()) if self.urgent(s)], self.s.hop_s)
 
+    def late(self) -> float:
+        return 0.0  # no burst is put off or cut short for it: its steps grow. How late it really is, the beat says
+
     def silence_s(self) -> float:
         return NOBODY_S  # whether somebody speaks is for the transcriber to say
 
@@ -152,14 +160,28 @@ class Diarizer(Hearing[Hops, Hop]):
         window = yield from self.ears.hear(pcm, work.start, voices.wants)
         turns += voices.take(window, work.upto)
         turns += voices.finish(work.span[1]) if work.last else []
-        after = self._after(before, work, windows=before.windows + 1, **heard_by(voices, self.hearer))
+        names = recognised(voices.known(), self._prints(), before.named)
+        more = {"windows": before.windows + 1, "named": before.named | names}
+        after = self._after(before, work, **more, **heard_by(voices, self.hearer))
+        named = tuple(m.SpeakerName(speaker=speaker, name=name) for speaker, name in names.items())
         return HeardStep(
             positions={"audio": work.span[1]},
-            events=told(turns),
+            events=(*told(turns), *named),
             state=m.encode(after),
             upto=work.upto,
             record=window.encode(),
         )
+
+    def _prints(self) -> list[Voiceprint]:
+        """Of people whom somebody enrolled with this model. Read again when one was added or is gone."""
+        try:
+            changed_ns = voiceprints.folder(self.settings).stat().st_mtime_ns
+        except FileNotFoundError:
+            return []
+        if changed_ns != self._prints_ns:
+            self._known = [p for p in voiceprints.read(self.settings) if p.model == self.s.model]
+            self._prints_ns = changed_ns
+        return self._known
 
     def _after(self, before: State, work: Hop, **more: Any) -> State:
         return msgspec.structs.replace(before, vad=work.vad, over=work.last, **more)

@@ -7,7 +7,7 @@ position is in `State`; after each step the session begins anew from it, so one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -242,11 +242,11 @@ class Hops(Session[Hop]):
             return None
         voices = self.voices()
         voices.adopt(settled)
-        return self._settled(voices, settled.relabels)
+        return self._settled(voices, (*settled.relabels, *told(settled.turns, provisional=False)))
 
-    def _settled(self, voices: Voices, relabels: tuple[m.Relabel, ...] = ()) -> Step:
+    def _settled(self, voices: Voices, events: tuple[m.Body, ...] = ()) -> Step:
         kept = replace(self.state, settled=self.position, windows=0, **heard_by(voices, self.hearer))
-        return Step(positions={}, events=relabels, state=m.encode(kept))
+        return Step(positions={}, events=events, state=m.encode(kept))
 
     def deaf(self) -> Step | None:
         """Without a clustering that ended badly again and again; else without audio that did, which is one Gap."""
@@ -276,9 +276,8 @@ def voices_of(state: State, hearer: Hearer) -> Voices:
     voices = Voices.decode(state.voices, hearer.rules)
     if state.model in ("", hearer.model):
         return voices
-    taken = max((int(v.speaker.removeprefix("S")) for v in voices.known()), default=0)
     anew = Voices.decode(b"", hearer.rules)
-    anew.adopt(Settled(relabels=(), voices=(), born=taken))
+    anew.adopt(Settled(born=voices.born))
     return anew
 
 
@@ -287,5 +286,5 @@ def heard_by(voices: Voices, hearer: Hearer) -> dict[str, Any]:
     return {"voices": voices.encode(), "model": hearer.model}
 
 
-def told(turns: list[Turn]) -> tuple[m.SpeakerTurn, ...]:
-    return tuple(m.SpeakerTurn(span=t.span, speaker=t.speaker, provisional=True) for t in turns)
+def told(turns: Sequence[Turn], provisional: bool = True) -> tuple[m.SpeakerTurn, ...]:
+    return tuple(m.SpeakerTurn(span=t.span, speaker=t.speaker, provisional=provisional) for t in turns)

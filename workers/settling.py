@@ -1,7 +1,7 @@
 """One clustering of all that was heard of a stream, in a thread of its own: the work thread must obey leases meanwhile.
 
-In: the windows kept on disk, the turns that the journal has, the voices as of the position. Out: relabels, and the
-voices that later windows are matched to. Reads only; what comes of it is appended by whoever asked.
+In: the windows kept on disk, the turns that the journal has, the voices as of the position. Out: relabels, turns with
+better boundaries, the voices that later windows are matched to. Reads only; whoever asked appends what comes of it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,18 @@ class Settling(threading.Thread):
     """See the module. `outcome` once it is not alive any more."""
 
     def __init__(
-        self, settings: Settings, producer: str, stream: str, upto_n: int, voices: Voices, kept: KeptWindows
+        self,
+        settings: Settings,
+        producer: str,
+        stream: str,
+        upto_n: int,
+        voices: Voices,
+        kept: KeptWindows,
+        final: bool,
     ) -> None:
         super().__init__(name="settling", daemon=True)
         self._settings, self._producer, self._stream, self._upto_n = settings, producer, stream, upto_n
-        self._voices, self._kept = voices, kept
+        self._voices, self._kept, self._final = voices, kept, final
         self._settled: Settled | None = None
         self._error: BaseException | None = None
 
@@ -39,7 +46,7 @@ class Settling(threading.Thread):
             events = replay(self._settings, kinds=kinds, stream=self._stream, timeout_s=ANSWER_S)
             turns = turns_told(e for e in events if e.producer == self._producer and e.n <= self._upto_n)
             windows = [Window.decode(record) for record in self._kept.all()]
-            self._settled = settle(windows, turns, self._voices, self._voices.rules)
+            self._settled = settle(windows, turns, self._voices, self._voices.rules, self._final)
         except wire.Unreachable:
             pass  # the next try
         except BaseException as e:
@@ -53,11 +60,11 @@ class Settling(threading.Thread):
 
 
 def turns_told(events: Iterable[m.Event]) -> list[Turn]:
-    """The turns of a stream as they are labelled after all relabels that came behind them; by start."""
+    """The turns of a stream as they are labelled after all relabels of later appends; by start."""
     turns = list[Turn]()
     for _, append in groupby(events, lambda e: e.n):
         bodies = [e.decode() for e in append]
-        turns += [Turn(b.span, b.speaker) for b in bodies if isinstance(b, m.SpeakerTurn)]
         if relabels := [b for b in bodies if isinstance(b, m.Relabel)]:
             turns = relabelled(turns, relabels)
+        turns += [Turn(b.span, b.speaker) for b in bodies if isinstance(b, m.SpeakerTurn)]
     return sorted(turns)

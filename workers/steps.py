@@ -74,7 +74,7 @@ class Worker(ABC):
         return {}
 
     def late(self) -> float:
-        """How late it is on the worst live stream, in seconds."""
+        """How late it is on the worst live stream, in seconds: bursts are put off for it, and cut short."""
         return max(self.lags().values(), default=0.0)
 
     def owes(self) -> bool:
