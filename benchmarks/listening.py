@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +63,7 @@ class Heard(NamedTuple):
 
 
 class Subscriber(threading.Thread):
-    """Keeps what comes together, with the wall clock."""
+    """Keeps what comes, with the wall clock."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(daemon=True)
@@ -88,8 +89,10 @@ class Subscriber(threading.Thread):
             self.error = e
 
     def of(self, stream: str) -> list[tuple[float, list[m.Event]]]:
-        mine = [(at, [e for e in events if e.stream == stream]) for at, events in self.batches[:]]
-        return [(at, events) for at, events in mine if events]
+        """What came of a stream, an append together (one is one step for whoever shows it), when its last event came."""
+        mine = [(at, e) for at, events in self.batches[:] for e in events if e.stream == stream]
+        appends = [list(some) for _, some in groupby(mine, lambda x: (x[1].producer, x[1].n))]
+        return [(some[-1][0], [e for _, e in some]) for some in appends]
 
     def streams(self) -> dict[str, str]:
         """source -> stream"""
