@@ -48,16 +48,16 @@ def seconds(frames: float) -> float:
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """FINAL fields; their defaults are still being tuned. `speakers.*` settings are mapped to these."""
+    """What is decided how; docs/decisions/speakers.md has the figures. `speakers.*` settings are mapped to these."""
 
     most: int = 0  # speakers of a stream, where known; 0: not known
-    latency: int = on_grid(1.0 * SAMPLE_RATE)  # samples between a window's end and what it settles
+    latency: int = on_grid(1.5 * SAMPLE_RATE)  # samples between a window's end and what it settles
     threshold: float = 0.55  # cosine distance above which a voice is a new one
     piece: int = on_grid(2.0 * SAMPLE_RATE)  # an open turn is told in pieces of at most about so many samples
-    refresh_s: float = 2.0  # of new speech alone, then a voice that is being followed is embedded again
+    refresh_s: float = 1.0  # of new speech alone, then a voice that is being followed is embedded again
     new_s: float = 1.0  # of speech alone: less does not make a new voice when there are others
-    together: float = 0.7  # distance of two clusters' centroids up to which re-clustering takes them for one voice
-    least_s: float = 4.0  # of speech: a smaller cluster is given to the nearest larger one
+    together: float = 0.9  # distance of two clusters' centroids up to which re-clustering takes them for one voice
+    least_s: float = 3.0  # of speech: a smaller cluster is given to the nearest larger one
 
     @property
     def cap(self) -> int:
