@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from common import messages as m
 from common.feed_client import FeedClient
 from common.join import KINDS
 from common.settings import Settings
-from tests.conftest import Processes, wait_for
+from tests.conftest import Processes
 from tests.diarization import Shown, Told, Turn, Turns
 from tests.speech import RATE, Samples, write_wav
 from tests.swaps import log_rows
@@ -62,7 +63,7 @@ class Heard(NamedTuple):
 
 
 class Subscriber(threading.Thread):
-    """Keeps what comes together, with the wall clock."""
+    """Keeps what comes, with the wall clock."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(daemon=True)
@@ -88,8 +89,10 @@ class Subscriber(threading.Thread):
             self.error = e
 
     def of(self, stream: str) -> list[tuple[float, list[m.Event]]]:
-        mine = [(at, [e for e in events if e.stream == stream]) for at, events in self.batches[:]]
-        return [(at, events) for at, events in mine if events]
+        """What came of a stream; what is one append is one step, and came when its last event did."""
+        mine = [(at, e) for at, events in self.batches[:] for e in events if e.stream == stream]
+        appends = [list(some) for _, some in groupby(mine, lambda x: (x[1].producer, x[1].n))]
+        return [(some[-1][0], [e for _, e in some]) for some in appends]
 
     def streams(self) -> dict[str, str]:
         """source -> stream"""
@@ -141,13 +144,12 @@ class Stage:
 
     def __enter__(self) -> Stage:
         """Models are loaded and calibrated before anybody speaks."""
-        self.system.start()
-
-        def ready() -> bool:
-            self._alive()
-            return all(self._logged(w, "calibrated") and self._logged(w, "granted") for w in WORKERS)
-
-        wait_for(ready, AFTER_S, "the models")
+        try:
+            self.system.start()
+            self._wait(lambda: all(map(self._calibrated, WORKERS)), AFTER_S, "the models")
+        except BaseException:
+            self._processes.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -222,10 +224,11 @@ class Stage:
                         heard.captions_late_s.append(now_s - (words[-1].span[1] if words else t.span[1]) / RATE)
         return heard
 
-    def _logged(self, worker: str, event: str) -> bool:
+    def _calibrated(self, worker: str) -> bool:
+        """And then granted memory."""
         if not (self.system.settings.data / "logs" / f"{worker}.log").exists():
             return False
-        return any(r["event"] == event for r in log_rows(self.system.settings.data, worker))
+        return {"calibrated", "granted"} <= {r["event"] for r in log_rows(self.system.settings.data, worker)}
 
 
 def seconds(span: m.Span, speaker: str) -> Turn:
