@@ -87,7 +87,7 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
 def test_demo_ends_by_itself_and_sums_up(swapscribe: Swapscribe, weights: None) -> None:
     done = swapscribe("demo", "--pace", "max", "--keep")
     assert done.returncode == 0, done.stdout + done.stderr
-    spoken = re.findall(r"^\d\d:\d\d\.\d  (.+)$", done.stdout, re.M)
+    spoken = re.findall(r"^\d\d:\d\d\.\d  (?:S\d+: )?(.+)$", done.stdout, re.M)
     words = re.search(r"^-- (\d+) words, worst lag", done.stdout, re.M)
     assert words and int(words[1]) == len(" ".join(spoken).split()) > 60
     assert "they take turns" in done.stdout

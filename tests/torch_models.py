@@ -102,6 +102,22 @@ def campplus() -> Built:
     return Built(model.eval(), lambda d: model(features.to(d)), lambda d: model.head(features.mT.to(d)))
 
 
+def diarizer_pair() -> Built:
+    """Real: what the diarizer's process packs, with the mel bands that are no parameters."""
+    from workers.speaker_models import load
+
+    ears = load(torch, models.available(settings(), "pyannote-campplus"))
+    pair = nn.ModuleList(ears.modules)
+    segmentation, embedding, fbank = ears.modules
+    sound, speech = 0.1 * noise(1, 1, 80_000), 0.1 * noise(32_000)
+
+    def forward(device: torch.device) -> torch.Tensor:
+        bands = fbank(speech.to(device))
+        return torch.cat([segmentation(sound.to(device)).flatten(), embedding(bands[None]).flatten()])
+
+    return Built(pair, forward, lambda d: fbank(speech.to(d)))
+
+
 def random_m2m100() -> Built:
     """Tiny, RANDOM weights: shared embeddings, sinusoidal positions in a buffer that is not stored."""
     torchaudio_beside_cpu_torch()
@@ -155,6 +171,11 @@ FAMILIES: dict[str, Callable[[], Built]] = {
     "random-m2m100": random_m2m100,
     "random-llama": random_llama,
 }
+try:
+    models.available(settings(), "pyannote-campplus")
+    FAMILIES["pyannote-campplus"] = diarizer_pair
+except UserError:
+    pass
 try:
     models.available(settings(), "smollm2-135m")
     FAMILIES["smollm2-135m"] = smollm2

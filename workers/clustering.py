@@ -38,6 +38,7 @@ from workers.voices import (
 )
 
 TRAIN_S = 1.0  # of speech alone in a window: an embedding of less makes no cluster, it is only given to one
+MOST = 2400  # vectors that make the clusters: 20 minutes' worth; of hours every second one, or third, is enough
 SMALL = 0.1  # of all speech: `Rules.least_s` asks no more of a cluster
 EDGE = 0.1  # weight of a window's first and last frame; it rises to 1
 EDGE_FRAMES = 150  # within 2.3 s
@@ -145,6 +146,8 @@ def _labelled(windows: Sequence[Window], rules: Rules, final: bool) -> tuple[Int
         return labels, np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
     alone_s = np.array([c.sum(axis=0) for c in clear]) * (FRAME / SAMPLE_RATE) * (weights > 0)
     ws, ls = np.nonzero(alone_s >= min(TRAIN_S, float(alone_s.max())))
+    step = -(-len(ws) // MOST)
+    ws, ls = ws[::step], ls[::step]
     group = clusters(vectors[ws, ls], rules.together)
     members = [[(int(ws[i]), int(ls[i])) for i in np.flatnonzero(group == k)] for k in range(int(group.max()) + 1)]
     spoken = np.array([_union_s(windows, clear, m) for m in members])

@@ -30,6 +30,8 @@ def clusters(vectors: Floats, together: float) -> Ints:
             part = slice(begin, begin + BLOCK)
             found[part] = count + _merged(centroids[part], weights[part], TIGHT * together)
             count = int(found[part].max()) + 1
+        found = by_appearance(found)
+        count = int(found.max()) + 1
         if count == len(centroids):  # all are different: nothing to gain
             break
         groups, centroids, weights = found[groups], *_means(centroids, weights, found, count)

@@ -56,8 +56,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     piece: int = on_grid(2.0 * SAMPLE_RATE)  # an open turn is told in pieces of at most about so many samples
     refresh_s: float = 1.0  # of new speech alone, then a voice that is being followed is embedded again
     new_s: float = 1.0  # of speech alone: less does not make a new voice when there are others
-    together: float = 0.9  # distance of two clusters' centroids up to which re-clustering takes them for one voice
-    least_s: float = 3.0  # of speech: a smaller cluster is given to the nearest larger one
+    together: float = 0.85  # distance of two clusters' centroids up to which re-clustering takes them for one voice
+    least_s: float = 2.0  # of speech: a smaller cluster is given to the nearest larger one
 
     @property
     def cap(self) -> int:
