@@ -217,7 +217,8 @@ def assert_whole(events: list[m.Event], stream: str) -> int:
     assert appends == sorted(appends)
     kinds = [e.kind for e in mine]
     assert kinds.count("stream_started") == kinds.count("stream_ended") == 1
-    assert kinds[0] == "stream_started"
+    # (The diarizer may have been faster with what it heard.)
+    assert next(e.kind for e in mine if e.producer == "transcriber") == "stream_started"
     end: int = body(next(e for e in mine if e.kind == "stream_ended")).end
     tiles = [body(e) for e in mine if e.kind in TILES]
     ids = [(t.segment, t.revision) for t in tiles if getattr(t, "segment", "")]
@@ -307,6 +308,7 @@ class Undisturbed:
                 heard_to_the_end(system, ended.stream)
             events = system.journal()
             self.turns = turns_told(events, ended.stream)
+            self.events = events
             self.end = assert_whole(events, ended.stream)
             self.lines = content(events, ended.stream)
             self.appends = [(e.kind, e.n) for e in events if e.producer == "transcriber"]
@@ -322,6 +324,7 @@ class Undisturbed:
         assert assert_whole(events, stream) == self.end
         assert content(events, stream) == self.lines
         assert [(e.kind, e.n) for e in events if e.producer == "transcriber"] == self.appends
-        assert turns_told(events, stream) == self.turns
+        if system.settings.speakers.enabled:
+            assert turns_told(events, stream) == self.turns
         assert audio_of(system.settings.streams / stream) == self.audio
         assert events[-1].seq == len(events)

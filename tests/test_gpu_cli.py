@@ -115,7 +115,8 @@ def test_orders_by_hand(gpu: Gpu) -> None:
     gpu.worker("transcriber", want_mib=600)
     gpu.has("transcriber")
     assert "transcriber    granted    resident   600 MiB leased" in cli("gpu", "status")
-    assert "no GPU worker 'viewer'; there are: diarizer, summarizer, transcriber" in cli("gpu", "evict", "viewer", fails=True)
+    there_are = "there are: diarizer, summarizer, transcriber"
+    assert f"no GPU worker 'viewer'; {there_are}" in cli("gpu", "evict", "viewer", fails=True)
     assert "not on the GPU" in cli("gpu", "evict", "summarizer", fails=True)
 
     assert "transcriber keeps the GPU" in cli("gpu", "pin", "transcriber")

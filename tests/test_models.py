@@ -249,7 +249,7 @@ def whisper_address(name: str) -> str:
 
 @pytest.mark.pure
 def test_the_catalogue_is_complete() -> None:
-    assert [m.name for m in models.chosen([])] == ["tiny.en", "silero_vad", "smollm2-135m"]
+    assert [m.name for m in models.chosen([])] == ["tiny.en", "silero_vad", "smollm2-135m", "pyannote-campplus"]
     for m in models.catalogue().values():
         assert m.bytes > 0 and m.licence and m.languages and ".nf4" not in m.name
         assert [bool(s.path) + bool(s.pypi) + bool(s.url) + bool(s.hub) for s in m.source] == [1] * len(m.source)

@@ -96,7 +96,8 @@ class Masked(nn.Module):
         near = near.repeat_interleave(CONTEXT, dim=-1)[..., :frames]
         context = x.mean(-1, keepdim=True) + near
         mask = torch.sigmoid(self.linear2(functional.relu(self.linear1(context))))
-        return self.linear_local(x) * mask
+        y: Tensor = self.linear_local(x) * mask
+        return y
 
 
 class Layer(nn.Module):

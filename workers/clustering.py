@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from common.messages import Relabel, Span
+from common.messages import SAMPLE_RATE, Relabel, Span
 from workers.linkage import clusters
 from workers.matching import assign
 from workers.voices import (
@@ -31,11 +32,12 @@ from workers.voices import (
     followed,
     lone,
     name,
+    newest,
     runs,
     seconds,
 )
 
-TRAIN_S = 2.0  # of speech alone in a window: an embedding of less makes no cluster, it is only given to one
+TRAIN_S = 1.0  # of speech alone in a window: an embedding of less makes no cluster, it is only given to one
 SMALL = 0.1  # of all speech: `Rules.least_s` asks no more of a cluster
 EDGE = 0.1  # weight of a window's first and last frame; it rises to 1
 EDGE_FRAMES = 150  # within 2.3 s
@@ -113,7 +115,7 @@ def relabelled(turns: Iterable[Turn], relabels: Iterable[Relabel]) -> list[Turn]
     for turn in turns:
         mine = rules.get(turn.speaker, [])
         cuts = sorted({*turn.span, *(x for span, _ in mine if span for x in span if turn.span[0] < x < turn.span[1])})
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in pairwise(cuts):
             to = [target for span, target in mine if span is None or span[0] <= begin < span[1]]
             label = to[-1] if to else turn.speaker
             if label:
@@ -137,39 +139,63 @@ def _span(begin: int, end: int) -> Span:
 def _labelled(windows: Sequence[Window], rules: Rules, final: bool) -> tuple[Ints, Floats, Floats]:
     """(windows, LOCALS) cluster of each local speaker or -1; centroids of the clusters; seconds of speech alone."""
     labels = np.full((len(windows), LOCALS), -1, np.int64)
-    at = [(w, local) for w, window in enumerate(windows) for local in np.flatnonzero(window.embedded).tolist()]
-    if not at:
-        return labels, np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
-    vectors = np.array([windows[w].embeddings[local] for w, local in at])
     clear = [lone(window.active) for window in windows]
-    alone_s = np.array([seconds(int(clear[w][:, local].sum())) for w, local in at])
-    train = np.flatnonzero(alone_s >= min(TRAIN_S, float(alone_s.max())))
-    group = clusters(vectors[train], rules.together)
-    members = [[at[train[i]] for i in np.flatnonzero(group == k)] for k in range(int(group.max()) + 1)]
+    vectors, weights = _gathered(windows, clear)
+    if not weights.any():
+        return labels, np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
+    alone_s = np.array([c.sum(axis=0) for c in clear]) * (FRAME / SAMPLE_RATE) * (weights > 0)
+    ws, ls = np.nonzero(alone_s >= min(TRAIN_S, float(alone_s.max())))
+    group = clusters(vectors[ws, ls], rules.together)
+    members = [[(int(ws[i]), int(ls[i])) for i in np.flatnonzero(group == k)] for k in range(int(group.max()) + 1)]
     spoken = np.array([_union_s(windows, clear, m) for m in members])
     large = spoken >= min(rules.least_s, SMALL * spoken.sum())
     if not final:
         end = windows[-1].end
-        large |= np.array([end - windows[m[0][0]].start <= RECENT_S * 16000 for m in members])
-    centroids = np.array([vectors[train[group == k]].mean(axis=0) for k in range(len(members))])
+        large |= np.array([end - windows[m[0][0]].start <= RECENT_S * SAMPLE_RATE for m in members])
     if rules.most and large.sum() > rules.most:
         kept = np.argsort(-spoken * large, kind="stable")[: rules.most]
         large = np.isin(np.arange(len(members)), kept)
-    centroids, spoken = centroids[large], spoken[large]
+    centroids = np.array([vectors[ws, ls][group == k].mean(axis=0) for k in range(len(members))])[large]
     centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
-    near = vectors @ centroids.T
-    row = 0
-    for w, window in enumerate(windows):
-        locals_ = np.flatnonzero(window.embedded)
-        if not len(locals_):
-            continue
-        scores = near[row : row + len(locals_)]
-        row += len(locals_)
-        labels[w, locals_] = scores.argmax(axis=1)
-        for i, k in assign(scores):
-            labels[w, locals_[i]] = k
+    for w in range(len(windows)):
+        known = np.flatnonzero(weights[w] > 0)
+        near = vectors[w, known] @ centroids.T
+        labels[w, known] = near.argmax(axis=1)
+        for i, k in assign(near):
+            labels[w, known[i]] = k
     _follow(windows, labels)
-    return labels, centroids.astype(np.float32), spoken.astype(np.float32)
+    return labels, centroids.astype(np.float32), spoken[large].astype(np.float32)
+
+
+def _gathered(windows: Sequence[Window], clear: Sequence[Active]) -> tuple[Floats, Floats]:
+    """(windows, LOCALS, dimension) of unit length and (windows, LOCALS) frames that they were made from.
+
+    An embedding is of one stretch. What a local speaker sounds like in all of a window is the mean of the stretches
+    that are in it, whichever windows they were embedded in.
+    """
+    dimension = windows[0].embeddings.shape[1] if windows else 0
+    vectors = np.zeros((len(windows), LOCALS, dimension), np.float32)
+    weights = np.zeros((len(windows), LOCALS), np.float32)
+    heard = [
+        (window.first, newest(window.active)[:, local] & clear[w][:, local], window.embeddings[local])
+        for w, window in enumerate(windows)
+        for local in np.flatnonzero(window.embedded).tolist()
+    ]
+    earliest = 0
+    for w, window in enumerate(windows):
+        end = window.first + len(window.active)
+        while earliest < len(heard) and heard[earliest][0] + len(heard[earliest][1]) <= window.first:
+            earliest += 1
+        for first, stretch, embedding in heard[earliest:]:
+            if first >= end:
+                break
+            begin, stop = max(first, window.first), min(first + len(stretch), end)
+            both = clear[w][begin - window.first : stop - window.first] & stretch[begin - first : stop - first, None]
+            weight = both.sum(axis=0).astype(np.float32)
+            weights[w] += weight
+            vectors[w] += weight[:, None] * embedding
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=2, keepdims=True), 1e-9)
+    return vectors, weights
 
 
 def _union_s(windows: Sequence[Window], clear: Sequence[Active], members: Sequence[tuple[int, int]]) -> float:
@@ -183,10 +209,8 @@ def _union_s(windows: Sequence[Window], clear: Sequence[Active], members: Sequen
 
 
 def _follow(windows: Sequence[Window], labels: Ints) -> None:
-    """Local speakers that were not embedded are who they were in the windows beside: the one before, else after."""
-    links = [
-        followed(new.first, new.active, old.first, old.active) for old, new in zip(windows, windows[1:], strict=False)
-    ]
+    """Local speakers of whom nothing was embedded are who they were in the window before, else in the one after."""
+    links = [followed(new.first, new.active, old.first, old.active) for old, new in pairwise(windows)]
     for w, link in enumerate(links, 1):
         for local, past in enumerate(link):
             if labels[w, local] < 0 <= past and windows[w].active[:, local].any():

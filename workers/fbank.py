@@ -30,13 +30,15 @@ def bands(count: int) -> Tensor:
     at = mel(np.arange(FFT // 2) * (RATE / FFT))[:, None]
     left, middle, right = edges[:-2], edges[1:-1], edges[2:]
     rows = np.maximum(0.0, np.minimum((at - left) / (middle - left), (right - at) / (right - middle)))
-    return torch.from_numpy(np.vstack([rows, np.zeros((1, count))])).float()
+    out: Tensor = torch.from_numpy(np.vstack([rows, np.zeros((1, count))])).float()
+    return out
 
 
 def window(kind: str) -> Tensor:
     """(LENGTH,): "povey" is Kaldi's own; "hamming"."""
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(LENGTH) / (LENGTH - 1))
-    return torch.from_numpy(hann**0.85 if kind == "povey" else 0.08 + 0.92 * hann).float()
+    angle = 2 * np.pi * np.arange(LENGTH) / (LENGTH - 1)
+    hann = 0.5 - 0.5 * np.cos(angle)
+    return torch.from_numpy(hann**0.85 if kind == "povey" else 0.54 - 0.46 * np.cos(angle)).float()
 
 
 class Fbank(nn.Module):
@@ -57,4 +59,5 @@ class Fbank(nn.Module):
         before = functional.pad(x[:, None], (1, 0), mode="replicate")[:, 0, :-1]
         x = (x - EMPHASIS * before) * self.window
         power = torch.fft.rfft(x, n=FFT).abs().square()
-        return (power @ self.bands).clamp_min(LEAST_ENERGY).log()
+        energies: Tensor = (power @ self.bands).clamp_min(LEAST_ENERGY).log()
+        return energies

@@ -1,4 +1,4 @@
-"""Vectors of voices to clusters: centroid linkage, the clustering of pyannote's offline pipeline, at a bounded cost. Pure.
+"""Vectors of voices to clusters, at a bounded cost: centroid linkage, as in pyannote's offline pipeline. Pure.
 
 Clusters whose centroids are the nearest are merged, until the nearest are farther apart than `together`. More than
 BLOCK vectors are first taken together to small groups, block by block: of hours, what a minute says again and again.

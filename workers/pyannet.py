@@ -8,7 +8,7 @@ worker need not import pyannote.audio with its trainer: 250 MiB and seconds. Its
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import torch
@@ -92,7 +92,8 @@ class SincNet(nn.Module):
             x = convolve(x)
             x = functional.max_pool1d(x.abs() if i == 0 else x, 3)
             x = functional.leaky_relu(normalise(x))
-        return x
+        y: Tensor = x
+        return y
 
 
 class PyanNet(nn.Module):
@@ -103,14 +104,14 @@ class PyanNet(nn.Module):
         self.sincnet = SincNet()
         self.lstm = nn.LSTM(60, hidden, layers, bidirectional=True, batch_first=True)
         sizes = [2 * hidden, *linear]
-        self.linear = nn.ModuleList([nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)])
+        self.linear = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(sizes)])
         self.classifier = nn.Linear(sizes[-1], classes)
 
     @classmethod
     def of(cls, tensors: dict[str, Any]) -> PyanNet:
-        """Of the size that these parameters are of, and with them. Raises KeyError or RuntimeError if they do not fit."""
+        """With these parameters, which say its size. Raises KeyError or RuntimeError if they do not fit."""
         layers = sum(1 for name in tensors if name.startswith("lstm.weight_hh_l") and not name.endswith("_reverse"))
-        linear = []
+        linear: list[int] = []
         while f"linear.{len(linear)}.weight" in tensors:
             linear.append(len(tensors[f"linear.{len(linear)}.weight"]))
         hidden, classes = tensors["lstm.weight_hh_l0"].shape[1], len(tensors["classifier.weight"])
@@ -122,7 +123,8 @@ class PyanNet(nn.Module):
         x, _ = self.lstm(self.sincnet(sound).transpose(1, 2))
         for linear in self.linear:
             x = functional.leaky_relu(linear(x))
-        return functional.log_softmax(self.classifier(x), dim=-1)
+        y: Tensor = functional.log_softmax(self.classifier(x), dim=-1)
+        return y
 
 
 def who(classes: int) -> list[list[bool]]:

@@ -1,7 +1,8 @@
 """The models of the diarizer: a window of sound in, who speaks when and how each of them sounds out. No stream here.
 
-Two networks: one tells up to three speakers apart in ten seconds (`pyannet`), one makes a vector of a voice (`campplus`,
-or `resnet34` of pyannote's own pipelines, which hub users have). The pieces of a generator are what can be interrupted.
+Two networks: one tells up to three speakers apart in ten seconds (`pyannet`), one makes a vector of a voice
+(`campplus`, or `resnet34` of pyannote's own pipelines, which hub users have). The pieces of a generator are what can be
+interrupted.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Ears:
 
 
 def load(torch: Any, folder: Path) -> Ears:
-    """FINAL. `folder`: of a model of task "diarization", as `models.available` returns it; `torch` of `_torch.set_up`."""
+    """FINAL. `folder`: of a model of task "diarization", as `models.available` gives it; `torch` of `_torch.set_up`."""
     from workers._torch import unfilled
     from workers.binary import BadFile
     from workers.campplus import CamPlusPlus

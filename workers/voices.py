@@ -29,6 +29,8 @@ LOCALS = 3  # speakers that the network tells apart within a window
 WINDOW = 592 * FRAME  # samples heard at once: 10 s
 LEAD = 2  # frame i of a window is the frame of the stream that begins about `start + (i + LEAD) * FRAME`
 CAP = 32  # voices of a stream whose number is not known: its state must stay small
+GAP = 60  # frames: a pause of a second
+ENOUGH = 5 * SAMPLE_RATE  # samples embedded at most: more tells hardly more of a voice, and takes longer
 BRIEF = 15  # frames of speech alone: with less there is no embedding
 
 Floats = npt.NDArray[np.float32]
@@ -46,16 +48,16 @@ def seconds(frames: float) -> float:
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """FINAL fields; their defaults are still being tuned. `speakers.*` settings are mapped to these."""
+    """What is decided how; docs/decisions/speakers.md has the figures. `speakers.*` settings are mapped to these."""
 
     most: int = 0  # speakers of a stream, where known; 0: not known
-    latency: int = on_grid(1.0 * SAMPLE_RATE)  # samples between a window's end and what it settles
+    latency: int = on_grid(1.5 * SAMPLE_RATE)  # samples between a window's end and what it settles
     threshold: float = 0.55  # cosine distance above which a voice is a new one
     piece: int = on_grid(2.0 * SAMPLE_RATE)  # an open turn is told in pieces of at most about so many samples
-    refresh_s: float = 2.0  # of new speech alone, then a voice that is being followed is embedded again
+    refresh_s: float = 1.0  # of new speech alone, then a voice that is being followed is embedded again
     new_s: float = 1.0  # of speech alone: less does not make a new voice when there are others
-    together: float = 0.7  # distance of two clusters' centroids up to which re-clustering takes them for one voice
-    least_s: float = 4.0  # of speech: a smaller cluster is given to the nearest larger one
+    together: float = 0.9  # distance of two clusters' centroids up to which re-clustering takes them for one voice
+    least_s: float = 3.0  # of speech: a smaller cluster is given to the nearest larger one
 
     @property
     def cap(self) -> int:
@@ -82,7 +84,7 @@ class Window(NamedTuple):
     @property
     def embedded(self) -> Active:
         """(LOCALS,)"""
-        return ~np.isnan(self.embeddings).any(axis=1)
+        return np.asarray(~np.isnan(self.embeddings).any(axis=1))
 
     def encode(self) -> bytes:
         """For the file of a stream; about 1 kB for one embedding. One window is one record: the caller frames it."""
@@ -145,15 +147,32 @@ def name(number: int) -> str:
 
 def lone(active: Active) -> Active:
     """(frames, LOCALS): where each speaks and nobody else."""
-    return active & (active.sum(axis=1, keepdims=True) == 1)
+    clear: Active = active & (active.sum(axis=1, keepdims=True) == 1)
+    return clear
+
+
+def newest(active: Active) -> Active:
+    """(frames, LOCALS): each one's newest stretch, back to a pause of GAP frames.
+
+    Whom the network takes for the same speaker after a longer pause may be another one; what an embedding says of a
+    stretch holds for that stretch.
+    """
+    out = active.copy()
+    for local in range(LOCALS):
+        at = np.flatnonzero(active[:, local])
+        pauses = np.flatnonzero(np.diff(at) > GAP)
+        if len(pauses):
+            out[: at[pauses[-1] + 1], local] = False
+    return out
 
 
 def alone(pcm: Floats, active: Active, local: int) -> Floats:
-    """Samples of a window in which `local` speaks, alone where that is enough."""
-    mask = lone(active)[:, local]
+    """Samples of a window that are embedded: the end of the newest stretch of `local`, alone if that is enough."""
+    stretch = newest(active)[:, local]
+    mask = stretch & lone(active)[:, local]
     if mask.sum() < BRIEF:
-        mask = active[:, local]
-    return pcm[mask[np.arange(len(pcm)) * len(mask) // len(pcm)]]
+        mask = stretch
+    return pcm[mask[np.arange(len(pcm)) * len(mask) // len(pcm)]][-ENOUGH:]
 
 
 class Heard(msgspec.Struct, kw_only=True):
@@ -241,11 +260,12 @@ class Voices:
     def wants(self, start: int, active: Active) -> Sequence[int]:
         """Which local speakers of a window that began at `start` should be embedded; changes nothing."""
         first = start // FRAME + LEAD
-        followed = self._followed(first, active)
-        clear = lone(active)
+        stretches = newest(active)
+        followed = self._followed(first, stretches)
+        clear = lone(active) & stretches
         out = []
         for local in range(LOCALS):
-            if not active[:, local].any():
+            if stretches[:, local].sum() < BRIEF:
                 continue
             voice = self._voice(followed[local])
             if voice is None or self._fresh(voice, first, clear[:, local]) >= self._refresh(voice):
@@ -260,7 +280,7 @@ class Voices:
         if window is not None and len(window.active):
             numbers = self._match(window)
             self._vote(window, numbers)
-            packed = np.packbits(window.active).tobytes()
+            packed = np.packbits(newest(window.active)).tobytes()
             self._s.before = Before(
                 first=window.first, frames=len(window.active), active=packed, numbers=[int(n) for n in numbers]
             )
@@ -324,8 +344,9 @@ class Voices:
 
     def _match(self, window: Window) -> list[int]:
         """Numbers of the window's local speakers; voices are made, and learn."""
-        followed, embedded, rules = self._followed(window.first, window.active), window.embedded, self.rules
-        clear = lone(window.active)
+        stretches = newest(window.active)
+        followed, embedded, rules = self._followed(window.first, stretches), window.embedded, self.rules
+        clear = lone(window.active) & stretches
         talking = [local for local in range(LOCALS) if window.active[:, local].any()]
         numbers = [0] * LOCALS
         for local in talking:
@@ -373,7 +394,7 @@ class Voices:
     def _vote(self, window: Window, numbers: Sequence[int]) -> None:
         s = self._s
         skip = max(0, s.settled - window.first)
-        active = window.active[skip:]
+        active, stretches = window.active[skip:], newest(window.active)[skip:]
         begin = window.first + skip - s.settled
         end = begin + len(active)
         size = max(end, len(s.windows))
@@ -389,7 +410,7 @@ class Voices:
         s.votes = {n: added(v, np.zeros(len(active), np.uint8)) for n, v in s.votes.items()}
         for local, number in enumerate(numbers):
             if number:
-                s.votes[number] = added(s.votes.get(number, b""), active[:, local])
+                s.votes[number] = added(s.votes.get(number, b""), stretches[:, local])
 
     def _settle(self, upto: int) -> list[Turn]:
         """Decide the frames before `upto`."""
@@ -449,7 +470,7 @@ def followed(first: int, active: Active, before: int, past: Active) -> list[int]
     shared = new.T.astype(np.int32) @ old.astype(np.int32)
     either = new.sum(axis=0)[:, None] + old.sum(axis=0)[None] - shared
     for local, was in assign(shared / np.maximum(either, 1)):
-        if 2 * shared[local, was] > min(new[:, local].sum(), old[:, was].sum()) > 0:
+        if shared[local, was] > SAME * either[local, was]:
             out[local] = was
     return out
 
@@ -464,13 +485,14 @@ def _sum(a: bytes, b: bytes) -> bytes:
     return (np.frombuffer(a, np.uint8) + np.frombuffer(b, np.uint8)).tobytes()
 
 
+SAME = 0.8  # share of their speech in the frames of both that local speakers of two windows have together
 STAY = 0.1  # cosine: by so much another voice must be nearer than the one that was followed
 
 
-def chosen(votes: npt.NDArray[np.int32], how_many: npt.NDArray[np.int_]) -> Active:
+def chosen(votes: npt.NDArray[np.generic], how_many: npt.NDArray[np.int_]) -> Active:
     """(rows, frames): for each frame the rows with the most votes, as many as speak in it; the first of equals."""
-    order = np.argsort(-votes, axis=0, kind="stable")
+    order = np.argsort(-votes.astype(np.float32), axis=0, kind="stable")
     rank = np.empty_like(order)
     np.put_along_axis(rank, order, np.arange(len(votes))[:, None], axis=0)
-    on: Active = (rank < how_many[None]) & (votes > 0)
+    on: Active = (rank < how_many[None]) & (votes.astype(np.float32) > 0)
     return on
