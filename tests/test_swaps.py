@@ -98,8 +98,8 @@ def test_three_live_workers_and_the_summarizer_share_a_card(
     for name in ("transcriber", "translator", "diarizer"):
         assert any(w.worker == name and w.state == "granted" for _, s in watch.states for w in s.workers), name
     stream = system.ended().stream
-    summaries = wait_for(lambda: [e for e in system.journal(stream) if e.kind == "summary"], 60, "minutes")
-    assert len(summaries) >= 3
+    minutes = wait_for(lambda: [e for e in system.journal(stream) if e.kind == "summary"][2:], 120, "three minutes")
+    assert minutes
     system.stop()
 
 
