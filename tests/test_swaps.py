@@ -17,12 +17,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from common.settings import Settings, SummarySettings
+from common.settings import Settings, SpeakerSettings, SummarySettings
 from tests.conftest import Processes, wait_for
 from tests.swaps import SwapSystem, Watch, gpu, turns_of
-from tests.system import RECORDING, Following, Undisturbed, file_source, one_by_one, with_interim
+from tests.system import (
+    RECORDING,
+    Following,
+    Undisturbed,
+    file_source,
+    heard_to_the_end,
+    one_by_one,
+    with_interim,
+)
 
 pytestmark = [pytest.mark.processes, pytest.mark.speech, pytest.mark.timeout(300)]
+SPEAKERS = SpeakerSettings(settle_every_s=15.0)
 TENTH = {  # of 6 : 5 : 3 beside 14 on a card of 16, in MiB; the transcriber is the real one, with ballast
     "transcriber": {"ballast_mib": 250},
     "translator": {"mib": 480},
@@ -34,7 +43,7 @@ TENTH = {  # of 6 : 5 : 3 beside 14 on a card of 16, in MiB; the transcriber is 
 @pytest.fixture(scope="module")
 def undisturbed() -> Iterator[Undisturbed]:
     with tempfile.TemporaryDirectory(prefix="sw-") as folder:
-        yield Undisturbed(Path(folder), clip=RECORDING)
+        yield Undisturbed(Path(folder), clip=RECORDING, speakers=SPEAKERS)
 
 
 def swapped(system: SwapSystem, undisturbed: Undisturbed, cycles: int) -> Watch:
@@ -43,13 +52,15 @@ def swapped(system: SwapSystem, undisturbed: Undisturbed, cycles: int) -> Watch:
     watch = Watch(system.settings)
     try:
         stream = system.ended(240.0).stream
+        if system.settings.speakers.enabled:
+            heard_to_the_end(system, stream)
         undisturbed.assert_same(system, stream)
         # How many come before the stream ends depends on how fast the machine starts; others come after.
         wait_for(lambda: watch.swaps() >= cycles, 60.0, f"{cycles} swaps")
         assert watch.samples > 100
     finally:
         watch.close()
-    for name in ("transcriber", "summarizer"):
+    for name in ("transcriber", "summarizer", *["diarizer"] * system.settings.speakers.enabled):
         assert "out of GPU memory" not in system.log(name)
         assert "died" not in system.launcher.output()
     return watch
@@ -69,17 +80,23 @@ def test_four_models_of_which_one_needs_all_the_others_room(
     system.stop()
 
 
-def test_whisper_and_the_summarizer_share_a_card_that_holds_one(
+def test_three_live_workers_and_the_summarizer_share_a_card(
     processes: Processes, settings: Settings, undisturbed: Undisturbed
 ) -> None:
+    """Whisper, the diarizer and the summarizer are real: neither a word nor a turn is another one for the swaps."""
     settings = msgspec.structs.replace(
-        one_by_one(settings),
+        settings,
         gpu=gpu(simulated_mib=700),
         summary=SummarySettings(interval_s=10.0, max_new_tokens=24),
+        speakers=SPEAKERS,
     )
-    system = SwapSystem(processes, settings, {}, file_source(undisturbed.clip, "1.0"), summaries=True)
+    plans = {"translator": {"mib": 60}}  # a stand-in
+    source = file_source(undisturbed.clip, "1.0")
+    system = SwapSystem(processes, one_by_one(settings), plans, source, summaries=True, speakers=True)
     watch = swapped(system, undisturbed, 2)
-    assert watch.most_mib <= 700
+    assert watch.most_mib <= 700 and len(turns_of(system, "transcriber")) >= 2
+    for name in ("transcriber", "translator", "diarizer"):
+        assert any(w.worker == name and w.state == "granted" for _, s in watch.states for w in s.workers), name
     stream = system.ended().stream
     summaries = wait_for(lambda: [e for e in system.journal(stream) if e.kind == "summary"], 60, "minutes")
     assert len(summaries) >= 3
