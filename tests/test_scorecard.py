@@ -189,7 +189,7 @@ BODIES: list[tuple[str, Callable[[list[m.Body]], Any], str]] = [
     ("same_words", lambda b: b.__setitem__(2, msgspec.structs.replace(b[2], text="Worlds.")), "only with faults"),
     ("same_words", lambda b: b.pop(2), "only without faults"),
     ("same_turns", lambda b: b.pop(13), "only without faults"),
-    ("same_turns", lambda b: b.append(b[13]), "2 times"),
+    ("same_turns", lambda b: b.append(b[14]), "2 times"),
     ("same_turns", lambda b: b.__setitem__(13, msgspec.structs.replace(b[13], speaker="S3")), "only with faults"),
     ("same_turns", lambda b: b.insert(13, b.pop()), "in another order"),
     ("summaries", lambda b: b.pop(11), "missing"),
