@@ -23,7 +23,9 @@ from workers.fbank import Fbank
 from workers.pyannet import PyanNet, frames_of
 from workers.resnet34 import ResNet34
 from workers.speaker_models import Ears, Pieces, load
-from workers.voices import FRAME, LOCALS, WINDOW, Rules, Turn, Voices, Window, on_grid
+from workers.turns import Turn
+from workers.voices import Rules, Voices
+from workers.windows import FRAME, LOCALS, WINDOW, Window, on_grid
 
 pytestmark = pytest.mark.speech
 HOP = on_grid(speech.RATE)

@@ -18,24 +18,9 @@ import numpy as np
 from common.messages import SAMPLE_RATE, Relabel, Span
 from workers.linkage import clusters
 from workers.matching import assign
-from workers.voices import (
-    FRAME,
-    LOCALS,
-    Active,
-    Floats,
-    Rules,
-    Turn,
-    Voice,
-    Voices,
-    Window,
-    chosen,
-    followed,
-    lone,
-    name,
-    newest,
-    runs,
-    seconds,
-)
+from workers.turns import Turn, chosen, name
+from workers.voices import Rules, Voice, Voices
+from workers.windows import FRAME, LOCALS, Active, Floats, Window, followed, lone, newest, runs, seconds
 
 TRAIN_S = 1.0  # of speech alone in a window: an embedding of less makes no cluster, it is only given to one
 MOST = 2400  # vectors that make the clusters: 20 minutes' worth; of hours every second one, or third, is enough
