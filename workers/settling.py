@@ -14,8 +14,9 @@ from common import messages as m
 from common import wire
 from common.feed_client import replay
 from common.settings import Settings
-from workers.clustering import Settled, relabelled, settle
+from workers.clustering import Settled, settle
 from workers.kept_windows import KeptWindows
+from workers.relabels import relabelled
 from workers.turns import Turn
 from workers.voices import Voices
 from workers.windows import Window
