@@ -15,7 +15,8 @@ from typing import NamedTuple
 import msgspec
 
 from common import messages as m
-from common.join import NOBODY, Join, Run
+from common.join import Join
+from common.speaker_runs import NOBODY, Run
 
 LINE_COLUMNS = 42
 CUE_S = 6.0

@@ -19,29 +19,11 @@ import msgspec
 
 from common import messages as m
 from common.spans import Spans, parts_within, union
+from common.speaker_runs import NEAR, NOBODY, Piece, Run, number, reach, runs_of
 from common.topology import COVERAGE_PRODUCER, DIARIZER
 
 WHO_KINDS = ("speaker_turn", "relabel", "speaker_name", "purged")
 KINDS = ("transcript", "suppressed", "gap", *WHO_KINDS)
-NEAR = m.SAMPLE_RATE // 2  # samples: a word in no turn belongs to the nearest one, if it is not farther away
-NOBODY = ""  # who it was is not known, or not yet
-
-
-class Run(NamedTuple):
-    """Words of a segment, one after the other, by the same speaker. `words`: their [first, end) in the transcript."""
-
-    speaker: str
-    span: m.Span
-    text: str
-    words: tuple[int, int]
-
-
-class Piece(NamedTuple):
-    """A stretch of a turn and who it belongs to, all relabels done. In this order pieces are sorted, too."""
-
-    start: int
-    end: int
-    speaker: str
 
 
 class _Turn(msgspec.Struct):
@@ -161,10 +143,10 @@ class Join:
         chosen = max(left, default=None)
         old, new = self._newest.pop(segment, None), chosen.text if chosen else None
         if old:
-            self._segments_at.remove(_reach(old), segment)
+            self._segments_at.remove(reach(old), segment)
         if new:
             self._newest[segment] = new
-            self._segments_at.add(_reach(new), segment)
+            self._segments_at.add(reach(new), segment)
         if not versions:
             del self._versions[segment]
         self._dirty[segment] = None
@@ -193,7 +175,7 @@ class Join:
                 turn.relabels = [n for n in turn.relabels if n != seq]
         gone = [segment for segment, text in self._newest.items() if text.span[1] <= before]
         for segment in gone:
-            self._segments_at.remove(_reach(self._newest.pop(segment)), segment)
+            self._segments_at.remove(reach(self._newest.pop(segment)), segment)
             for seq in self._versions.pop(segment):
                 del self._segment_of[seq]
             self._runs.pop(segment, None)
@@ -252,7 +234,7 @@ class Join:
     def _settle(self) -> None:
         for segment in self._dirty:
             text = self._newest.get(segment)
-            runs = self._joined(text) if text else ()
+            runs = runs_of(text, self.pieces(reach(text))) if text else ()
             if runs != self._runs.get(segment, ()):
                 self.mark += 1
                 self._changed.pop(segment, None)
@@ -262,22 +244,6 @@ class Join:
             else:
                 self._runs.pop(segment, None)
         self._dirty.clear()
-
-    def _joined(self, text: m.Transcript) -> tuple[Run, ...]:
-        words = text.words or (m.Word(text=text.text, span=text.span, p=0.0),)
-        voices = by_voice(self.pieces(_reach(text)))
-        speakers, before = list[str](), NOBODY
-        for w in words:
-            before = speaker_of(w.span, voices, before)
-            speakers.append(before)
-        runs, at = list[Run](), 0
-        for speaker, group in groupby(speakers):
-            end = at + len(list(group))
-            said = "".join(w.text for w in words[at:end]) if end - at < len(words) else text.text
-            span = (min(w.span[0] for w in words[at:end]), max(w.span[1] for w in words[at:end]))
-            runs.append(Run(speaker, span, said.strip(), (at, end if text.words else 0)))
-            at = end
-        return tuple(runs)
 
     def _pieces(self, seq: int) -> tuple[Piece, ...]:
         turn = self._turns[seq]
@@ -298,49 +264,6 @@ class Join:
             if target not in best or best[target][0] < rank:
                 best[target] = (rank, name)
         return {speaker: name for speaker, (_, name) in best.items() if name and speaker != NOBODY}
-
-
-def by_voice(pieces: Iterable[Piece]) -> dict[str, list[m.Span]]:
-    """Where each speaker talks: stretches in order that do not touch, whatever pieces a turn came in."""
-    spans: dict[str, list[m.Span]] = {}
-    for p in pieces:
-        spans.setdefault(p.speaker, []).append((p.start, p.end))
-    return {speaker: union(s) for speaker, s in spans.items()}
-
-
-def speaker_of(word: m.Span, voices: dict[str, list[m.Span]], before: str = NOBODY) -> str:
-    """Who said a word: who talks during most of it, else the nearest within NEAR, else nobody.
-
-    A tie, as where two talk at once, goes to who said the word before, else to whose stretch began first.
-    """
-    start, end = word[0], max(word[1], word[0] + 1)  # alignment gives some words no length
-    best: tuple[tuple[int, bool, int], str] | None = None
-    for speaker in sorted(voices, key=number):
-        shared, away, began = 0, NEAR + 1, 0
-        for a, b in voices[speaker]:
-            over = min(end, b) - max(start, a)
-            if over > 0:
-                began = began if shared else a
-                shared += over
-            elif not shared and -over < away:
-                away, began = -over, a
-        if shared or away <= NEAR:
-            rank = (shared or -away - 1, speaker == before, -began)
-            if best is None or rank > best[0]:
-                best = (rank, speaker)
-    return best[1] if best else NOBODY
-
-
-def number(speaker: str) -> tuple[int, str]:
-    """Ids in the order in which speakers appeared: S2 before S10."""
-    digits = speaker.lstrip("S")
-    return (int(digits) if digits.isdecimal() and len(digits) < 10 else 2**31, speaker)
-
-
-def _reach(text: m.Transcript) -> m.Span:
-    """Where a turn must be to have a say in who said the words."""
-    spans = [text.span, *(w.span for w in text.words)]
-    return (min(a for a, _ in spans) - NEAR - 1, max(b for _, b in spans) + NEAR + 2)
 
 
 def _concerns(r: _Relabel, turn: int, span: m.Span) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from common import messages as m
-from common.join import NOBODY, Join
+from common.join import Join
 from common.spans import clock
+from common.speaker_runs import NOBODY
 
 KEPT = 1800 * m.SAMPLE_RATE  # samples: who said what is older is no news any more
 MOST = 3  # lines of news at once; a clustering may find another speaker for much of an hour

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import messages as m
-from common.join import NOBODY, Join, Run
+from common.join import Join
+from common.speaker_runs import NOBODY, Run
 from tests.speech import plain, words
 
 Turn = tuple[float, float, str]  # start and end in seconds, speaker

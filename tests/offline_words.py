@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from common import messages as m
-from common.join import NOBODY, Piece, by_voice, speaker_of
 from common.settings import Settings
+from common.speaker_runs import NOBODY, Piece, by_voice, speaker_of
 from tests.diarization import Turns
 from tests.quality import Direct
 from tests.speech import RATE, Samples
@@ -52,7 +52,7 @@ class Words(Direct):
 
 
 def who_said(words: Iterable[Word], turns: Turns) -> list[tuple[str, str]]:
-    """(speaker, word) by the rule of captions (common.join)."""
+    """(speaker, word) by the rule of captions (common.speaker_runs)."""
     voices = by_voice(Piece(round(a * RATE), round(b * RATE), who) for a, b, who in turns)
     out, before = list[tuple[str, str]](), NOBODY
     for word in words:

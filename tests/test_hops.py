@@ -32,8 +32,10 @@ from workers.recognised import recognised
 from workers.settling import turns_told
 from workers.steps import Step
 from workers.stride import note, stride
+from workers.turns import Turn
 from workers.vad import Floats, Vad
-from workers.voices import FRAME, LOCALS, Rules, Turn, Voice, Window, on_grid
+from workers.voices import Rules, Voice
+from workers.windows import FRAME, LOCALS, Window, on_grid
 
 SECOND = m.SAMPLE_RATE
 S = SpeakerSettings(hop_s=1.0, longest_hop_s=1.0, settle_every_s=20.0)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import messages as m
-from common.join import KINDS, NEAR, NOBODY, Join, Piece, Run, speaker_of
+from common.join import KINDS, Join
+from common.speaker_runs import NEAR, NOBODY, Piece, Run, speaker_of
 
 pytestmark = pytest.mark.pure
 RATE = m.SAMPLE_RATE

@@ -18,12 +18,15 @@ from tests import speech, torch_models
 from workers.binary import BadFile
 from workers.campplus import CamPlusPlus
 from workers.checkpoints import tensors
-from workers.clustering import relabelled, settle
+from workers.clustering import settle
 from workers.fbank import Fbank
 from workers.pyannet import PyanNet, frames_of
+from workers.relabels import relabelled
 from workers.resnet34 import ResNet34
 from workers.speaker_models import Ears, Pieces, load
-from workers.voices import FRAME, LOCALS, WINDOW, Rules, Turn, Voices, Window, on_grid
+from workers.turns import Turn
+from workers.voices import Rules, Voices
+from workers.windows import FRAME, LOCALS, WINDOW, Window, on_grid
 
 pytestmark = pytest.mark.speech
 HOP = on_grid(speech.RATE)

@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 
 from common.messages import Relabel
 from tests.windows import DIMENSION, SECOND, Script, StandInEars
-from workers.clustering import Settled, relabelled, settle
+from workers.clustering import Settled, settle
 from workers.linkage import BLOCK, clusters
 from workers.matching import assign
-from workers.voices import CAP, FRAME, Rules, Turn, Voices, Window, on_grid
+from workers.relabels import relabelled
+from workers.turns import Turn
+from workers.voices import CAP, Rules, Voices
+from workers.windows import FRAME, Window, on_grid
 
 pytestmark = pytest.mark.pure
 HOP = on_grid(SECOND)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from workers.voices import FRAME, LEAD, LOCALS, WINDOW, Voices, Window
+from workers.voices import Voices
+from workers.windows import FRAME, LEAD, LOCALS, WINDOW, Window
 
 DIMENSION = 32
 Script = Sequence[tuple[float, float, int]]  # (start_s, end_s, voice)

@@ -7,7 +7,7 @@ to. numpy only, on the CPU, whatever the length of the stream: what it costs is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -15,27 +15,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from common.messages import SAMPLE_RATE, Relabel, Span
+from common.messages import SAMPLE_RATE, Relabel
 from workers.linkage import clusters
 from workers.matching import assign
-from workers.voices import (
-    FRAME,
-    LOCALS,
-    Active,
-    Floats,
-    Rules,
-    Turn,
-    Voice,
-    Voices,
-    Window,
-    chosen,
-    followed,
-    lone,
-    name,
-    newest,
-    runs,
-    seconds,
-)
+from workers.relabels import Told, changes, named, span_of, withdrawn
+from workers.turns import Turn, chosen, name
+from workers.voices import Rules, Voice, Voices
+from workers.windows import FRAME, LOCALS, Active, Floats, Window, followed, lone, newest, runs, seconds
 
 TRAIN_S = 1.0  # of speech alone in a window: an embedding of less makes no cluster, it is only given to one
 MOST = 2400  # vectors that make the clusters: 20 minutes' worth; of hours every second one, or third, is enough
@@ -80,14 +66,14 @@ def settle(
     if not len(centroids) or upto <= 0:
         return Settled(voices=known, born=voices.born, upto=voices.confirmed)
     found, covered = _activity(windows, labels, len(centroids), upto)
-    before = _Told(turns, upto)
-    numbers, born = _named(found, before, voices.born)
+    before = Told(turns, upto)
+    numbers, born = named(found, before, voices.born)
     after = {numbers[k]: found[k] for k in range(len(centroids))}
     since = min(voices.confirmed // FRAME, upto)
-    relabels = _relabels(before, after, covered, since)
-    relabels += _withdrawn(before, covered, since)
+    relabels = changes(before, after, covered, since)
+    relabels += withdrawn(before, covered, since)
     new = [
-        Turn(_span(begin + since, end + since), name(number))
+        Turn(span_of(begin + since, end + since), name(number))
         for number, on in after.items()
         for begin, end in runs(on[since:] & covered[since:])
     ]
@@ -104,34 +90,10 @@ def settle(
     )
 
 
-def relabelled(turns: Iterable[Turn], relabels: Iterable[Relabel]) -> list[Turn]:
-    """FINAL. Turns as they are called after the relabels of ONE append; a span that cuts a turn splits it, "" is gone.
-
-    Over several appends: one call each, in the order of the journal, with the turns told in between added.
-    """
-    rules: dict[str, list[tuple[Span | None, str]]] = {}
-    for r in relabels:
-        rules.setdefault(r.source, []).append((r.span, r.target))
-    out: list[Turn] = []
-    for turn in turns:
-        mine = rules.get(turn.speaker, [])
-        cuts = sorted({*turn.span, *(x for span, _ in mine if span for x in span if turn.span[0] < x < turn.span[1])})
-        for begin, end in pairwise(cuts):
-            to = [target for span, target in mine if span is None or span[0] <= begin < span[1]]
-            label = to[-1] if to else turn.speaker
-            if label:
-                out.append(Turn((begin, end), label))
-    return sorted(out)
-
-
 def _whole(windows: Sequence[Window]) -> list[Window]:
     """Without the short ones of the first seconds, when a later one heard those seconds too, and more around them."""
     early = [w for w in windows if w.start == 0]
     return [*early[-1:], *(w for w in windows if w.start > 0)]
-
-
-def _span(begin: int, end: int) -> Span:
-    return (int(begin) * FRAME, int(end) * FRAME)
 
 
 # Clusters
@@ -249,80 +211,3 @@ def _weight(frames: int) -> Floats:
     """(frames,) What is heard near the edge of a window is heard with little around it, and counts less."""
     inside = np.minimum(np.arange(frames), np.arange(frames)[::-1])
     return np.minimum(1.0, EDGE + inside / EDGE_FRAMES).astype(np.float32)
-
-
-class _Told:
-    """Frames of the turns that were told, by number."""
-
-    def __init__(self, turns: Sequence[Turn], upto: int) -> None:
-        self.on: dict[int, Active] = {}
-        for turn in turns:
-            on = self.on.setdefault(int(turn.speaker[1:]), np.zeros(upto, np.bool_))
-            on[turn.span[0] // FRAME : -(-turn.span[1] // FRAME)] = True
-
-    def outside(self, covered: Active) -> set[int]:
-        """Who speaks where no window was kept."""
-        return {number for number, on in self.on.items() if (on & ~covered).any()}
-
-
-def _named(found: Active, before: _Told, born: int) -> tuple[list[int], int]:
-    """Numbers of the clusters: what each shares the most speech with, or new ones by first appearance."""
-    old = sorted(before.on)
-    shared = np.array([[int((row & before.on[n]).sum()) for n in old] for row in found]).reshape(len(found), len(old))
-    numbers = [0] * len(found)
-    for k, column in assign(shared):
-        if shared[k, column] > 0:
-            numbers[k] = old[column]
-    for k in sorted(range(len(found)), key=lambda k: int(found[k].argmax())):
-        if not numbers[k]:
-            born += 1
-            numbers[k] = born
-    return numbers, born
-
-
-def _relabels(before: _Told, after: dict[int, Active], covered: Active, since: int) -> list[Relabel]:
-    """For frames before `since`: who is not there after all, and who is instead. Sets, so that no order matters."""
-    if not since:
-        return []
-    everybody = sorted({*before.on, *after})
-    none = np.zeros(since, np.bool_)
-    old = np.array([before.on[n][:since] if n in before.on else none for n in everybody])
-    new = np.array([after[n][:since] if n in after else none for n in everybody])
-    gone, come = old & ~new & covered[:since], new & ~old & covered[:since]
-    pairs: dict[tuple[int, int], Active] = {}
-    left = come.copy()
-    for a in range(len(everybody)):
-        for b in range(len(everybody)):
-            both = gone[a] & left[b]
-            if both.any():
-                pairs[a, b] = both
-                gone[a] &= ~both
-                left[b] &= ~both
-    return [
-        Relabel(source=name(everybody[a]), target=name(everybody[b]), span=_span(begin, end))
-        for (a, b), on in pairs.items()
-        for begin, end in joined(runs(on), old[a] & ~on)
-    ]
-
-
-def _withdrawn(before: _Told, covered: Active, since: int) -> list[Relabel]:
-    """From `since` on: what was provisional is taken away where windows say it better."""
-    return [
-        Relabel(source=name(number), target="", span=_span(begin, end))
-        for number in sorted(before.on)
-        for begin, end in joined(
-            [(b + since, e + since) for b, e in runs((before.on[number] & covered)[since:])],
-            before.on[number] & ~covered,
-        )
-    ]
-
-
-def joined(spans: Sequence[tuple[int, int]], other: Active) -> list[tuple[int, int]]:
-    """Spans of frames, as few as can be: those between which nothing of `other` lies are one."""
-    out: list[tuple[int, int]] = []
-    for begin, end in spans:
-        if out and not other[out[-1][1] : begin].any():
-            out[-1] = (out[-1][0], end)
-        else:
-            out.append((begin, end))
-    return out

@@ -33,7 +33,8 @@ from workers.recognised import recognised
 from workers.settling import Settling
 from workers.steps import Step
 from workers.stride import note, stride
-from workers.voices import Rules, on_grid
+from workers.voices import Rules
+from workers.windows import on_grid
 
 if TYPE_CHECKING:
     from workers.speaker_models import Ears

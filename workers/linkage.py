@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from workers.voices import Floats
+from workers.windows import Floats
 
 BLOCK = 1200  # vectors clustered at once: 0.3 s on one core
 TIGHT = 0.6  # share of `together` up to which vectors of a block are one group

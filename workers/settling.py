@@ -14,9 +14,12 @@ from common import messages as m
 from common import wire
 from common.feed_client import replay
 from common.settings import Settings
-from workers.clustering import Settled, relabelled, settle
+from workers.clustering import Settled, settle
 from workers.kept_windows import KeptWindows
-from workers.voices import Turn, Voices, Window
+from workers.relabels import relabelled
+from workers.turns import Turn
+from workers.voices import Voices
+from workers.windows import Window
 
 ANSWER_S = 5.0
 

@@ -16,7 +16,7 @@ import numpy as np
 from common.messages import SAMPLE_RATE
 from common.settings import UserError
 from workers.convert_speakers import EMBEDDING, SEGMENTATION
-from workers.voices import LOCALS, WINDOW, Active, Floats, Window, alone
+from workers.windows import LOCALS, WINDOW, Active, Floats, Window, alone
 
 LEAST_SAMPLES = SAMPLE_RATE // 4  # shorter speech has no voice to the network
 LEAST_WINDOW = SAMPLE_RATE // 4  # shorter windows have too few frames

@@ -10,8 +10,9 @@ import threading
 
 from common import messages as m
 from common.feed_client import Past
-from common.join import KINDS, NOBODY, Join, Run
+from common.join import KINDS, Join
 from common.settings import Settings
+from common.speaker_runs import NOBODY, Run
 
 MOST_STREAMS = 8  # whose speakers are held; another page may ask for others
 Mark = tuple[int, int]  # which Join, and its mark
