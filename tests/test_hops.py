@@ -25,7 +25,7 @@ from common.settings import Settings, SpeakerSettings
 from common.voiceprints import Voiceprint
 from workers import settling
 from workers.diarizer import Diarizer
-from workers.hops import Hearer
+from workers.hops import Hearer, State
 from workers.kept_windows import KeptWindows
 from workers.poison import Poison
 from workers.recognised import recognised
@@ -333,6 +333,63 @@ def test_every_clustering_sees_what_was_heard_up_to_its_place(
     assert len(seen) == 4 and all(b - a <= 21.0 for a, b in itertools.pairwise(places))
     assert all(turns <= windows for windows, turns in seen)
     assert heard.memory.at.state == b"", "of who spoke nothing is left but the turns"
+
+
+@pytest.mark.joined
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "bad disk")])
+def test_a_clustering_without_memory_or_disk_is_left_out_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pcm: bytes, error: Exception
+) -> None:
+    heard = Heard(tmp_path / "out", monkeypatch, pcm)
+
+    def settle(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(settling, "settle", settle)
+    for _ in range(20):
+        try:
+            heard.life()
+        except RuntimeError as e:
+            assert "no clustering" in str(e)
+            continue
+        break
+    assert heard.memory.at.positions["meta"] == 2, "its turns are told to the end"
+
+
+@pytest.mark.joined
+def test_a_clustering_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pcm: bytes) -> None:
+    heard, seen, real = Heard(tmp_path / "bound", monkeypatch, pcm), list[int](), settling.settle
+
+    def settle(windows: Sequence[Window], *rest: Any) -> Any:
+        seen.append(len(windows))
+        return real(windows, *rest)
+
+    monkeypatch.setattr(settling, "settle", settle)
+    monkeypatch.setattr(settling, "MOST", 25)
+    heard.life()
+    assert max(seen) == 25 and len(seen) == 4
+    turns = turns_told(heard.memory.replay(heard.settings, ("speaker_turn", "relabel"), "s", 1.0))
+    assert {t.speaker for t in turns} >= {"S1", "S2", "S3"}, "who is not heard any more is not forgotten"
+    assert min(t.span[0] for t in turns) < 12 * SECOND and max(t.span[1] for t in turns) > 65 * SECOND
+
+
+@pytest.mark.joined
+def test_clusterings_of_a_long_stream_are_farther_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One costs what the stream is long; all of them together must stay a small share of the work."""
+    heard = Heard(tmp_path / "long", monkeypatch, b"", live=True)
+    worker = StandInDiarizer(heard.settings)
+    worker.look(heard.memory, time.monotonic())
+    (session,), every = worker.sessions.values(), worker.hearer.settle_every
+    places, at = list[int](), 0
+    while at < 8 * 3600 * SECOND:
+        at += SECOND
+        session.position, session.state = at, State(settled=places[-1] if places else 0, windows=1)
+        if session.settling_due:
+            places.append(at)
+    assert places[0] == every and places[9] == 10 * every, "often while it is short"
+    assert sum(places) < 30 * 8 * 3600 * SECOND, "not 8 * 3600 / 20 / 2 times as long as the stream is"
+    session.position, session.state = at + SECOND, State(settled=at, windows=1, over=True)
+    assert session.settling_due, "and at its end"
 
 
 @pytest.mark.pure
