@@ -419,6 +419,7 @@ class Voices:
         if n <= 0:
             return []
         count = min(n, len(s.windows))
+        n = min(n, count + 1)  # behind that nobody speaks, be it for hours
         windows = np.frombuffer(s.windows, np.uint8)[:count].astype(np.float32)
         speakers = np.frombuffer(s.speakers, np.uint8)[:count]
         how_many = np.rint(speakers / np.maximum(windows, 1)).astype(int)
