@@ -357,6 +357,21 @@ def test_a_clustering_without_memory_or_disk_is_left_out_too(
 
 
 @pytest.mark.joined
+def test_windows_that_cannot_be_read_stop_no_other_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pcm: bytes
+) -> None:
+    heard = Heard(tmp_path / "bad", monkeypatch, pcm)
+    bad = heard.settings.windows("s") / "windows"
+    bad.mkdir(parents=True)  # whoever opens it gets an error, also root
+    worker = StandInDiarizer(heard.settings)
+    worker.look(heard.memory, 0.0)
+    assert not worker.sessions and "s cannot be read" in worker.trouble()
+    bad.rmdir()
+    worker.look(heard.memory, time.monotonic() + 60.0)
+    assert list(worker.sessions) == ["s"]
+
+
+@pytest.mark.joined
 def test_a_clustering_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pcm: bytes) -> None:
     heard, seen, real = Heard(tmp_path / "bound", monkeypatch, pcm), list[int](), settling.settle
 
