@@ -18,7 +18,7 @@ import msgspec
 
 from capture import sources
 from capture.intake import Intake
-from capture.retention import Retention
+from capture.retention import Retention, say_unheard
 from capture.ring import Ring
 from capture.streams import Stream
 from capture.writer import StreamRemoved, WriterThread
@@ -155,6 +155,7 @@ class Capture:
         self._swept = now
         if gone := self.retention.sweep(now, disk_full=full):
             self.log.info("audio removed", files=len(gone), first=str(gone[0]), disk_full=full)
+            say_unheard(self.log, self.retention)
 
     def _ring(self, now: float) -> None:
         """After each write, on each change of state, and at least each second."""

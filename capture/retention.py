@@ -2,6 +2,8 @@
 
 Who has read how far is heard in the feed's beat, without waiting for it: no beat for 5 s, nothing is deleted. Unread
 audio goes only by the age limit a person set. The newest file of an open stream stays: it tells where the stream ends.
+Captions make audio read; whoever else reads it is waited for, but not so long that the disk fills up or an age that a
+person set means nothing.
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ from typing import NamedTuple
 from common import backlog
 from common.backlog import Anchor
 from common.messages import Beat, StreamBeat
+from common.process import Log
 from common.settings import RetentionSettings
+from common.topology import COVERAGE_PRODUCER
 
 BEAT_WITHIN_S = 5.0
 FREE_AT_ONCE = 32 << 20  # bytes a full disk is given back per call
+AS_LONG_AGAIN = 2  # times `read_audio_h`: then what has its captions goes, whoever else has not read it
 GRAVE_S = 600.0  # a removal that was killed half way is finished after this time
 
 
@@ -45,11 +50,19 @@ def _reader_upto(beat: StreamBeat, reader: str, behind: int) -> int:
     return min((max(0, p.get("audio", 0) - (0 if p.get("meta") == 2 else behind)) for p in parts), default=0)
 
 
-def due(candidate: Candidate, upto: int, now_s: float, limits: RetentionSettings, disk_full: bool) -> bool:
-    """Whether this file goes now. 0 hours mean never, also on a full disk."""
+def due(
+    candidate: Candidate, upto: int, now_s: float, limits: RetentionSettings, disk_full: bool, captioned: int = 0
+) -> bool:
+    """Whether this file goes now. 0 hours mean never, also on a full disk.
+
+    `upto`: read by everybody; `captioned`: by those who make captions. A reader that cannot run must not cost captions
+    the disk.
+    """
     age_h = (now_s - candidate.written_s) / 3600
     if candidate.end <= upto and limits.read_audio_h > 0:
         return disk_full or age_h >= limits.read_audio_h
+    if candidate.end <= captioned and limits.read_audio_h > 0:
+        return disk_full or age_h >= AS_LONG_AGAIN * limits.read_audio_h
     return limits.unread_audio_h > 0 and age_h >= limits.unread_audio_h
 
 
@@ -67,7 +80,9 @@ class Retention:
     def __init__(self, streams: Path, source: str, limits: RetentionSettings, readers: Mapping[str, int]) -> None:
         self.streams, self.source, self.limits, self.readers = streams, source, limits, readers
         self._journal = ""
-        self._upto: dict[str, int] = {}  # stream -> read by everybody up to here; the beat names a few at a time
+        # Stream -> read by everybody up to here, and by captions; the beat names a few at a time.
+        self._upto: dict[str, tuple[int, int]] = {}
+        self.unheard = 0  # files of the last sweep that had their captions, and no more than that
         self._heard_at = float("-inf")
         self._emptied: set[str] = set()  # ended and without audio: nothing will ever be due there
 
@@ -75,10 +90,15 @@ class Retention:
         if beat.journal != self._journal:  # another journal: what was read there may be lost
             self._journal, self._upto = beat.journal, {}
         self._heard_at = now
-        self._upto |= {name: read_upto(stream, self.readers) for name, stream in beat.streams.items()}
+        captions = {COVERAGE_PRODUCER: self.readers.get(COVERAGE_PRODUCER, 0)}
+        self._upto |= {
+            name: (read_upto(stream, self.readers), read_upto(stream, captions))
+            for name, stream in beat.streams.items()
+        }
 
     def sweep(self, now: float, disk_full: bool = False) -> list[Path]:
         """Delete what is due; with a full disk no more than is needed for a while. `now`: monotonic clock."""
+        self.unheard = 0
         if now - self._heard_at > BEAT_WITHIN_S:
             return []
         clocks, gone, freed = backlog.anchor_now(0), list[Path](), 0
@@ -86,13 +106,14 @@ class Retention:
         for stream, candidate in sorted(self._candidates(), key=lambda pair: pair[1].written_s):
             if disk_full and freed >= FREE_AT_ONCE:
                 break
-            upto = self._upto.get(stream, 0)
-            if not due(candidate, upto, wall_s, self.limits, disk_full):
+            upto, captioned = self._upto.get(stream, (0, 0))
+            if not due(candidate, upto, wall_s, self.limits, disk_full, captioned):
                 continue
             candidate = by_boot_clock(candidate, backlog.anchors(self.streams / stream), clocks)
-            if due(candidate, upto, wall_s, self.limits, disk_full):
+            if due(candidate, upto, wall_s, self.limits, disk_full, captioned):
                 candidate.path.unlink(missing_ok=True)  # another capture may have been faster
                 gone.append(candidate.path)
+                self.unheard += upto < candidate.end <= captioned
                 freed += candidate.size
         self._finish_removals(wall_s)
         return gone
@@ -118,3 +139,10 @@ class Retention:
             with contextlib.suppress(OSError):
                 if wall_s - grave.stat().st_ctime > GRAVE_S:
                     shutil.rmtree(grave)
+
+
+def say_unheard(log: Log, retention: Retention) -> None:
+    """It will not be known who speaks there, and why must not be a riddle."""
+    if retention.unheard:
+        others = ", ".join(sorted(set(retention.readers) - {COVERAGE_PRODUCER}))
+        log.warning("audio removed that has captions, but was not heard by all", files=retention.unheard, others=others)

@@ -9,7 +9,7 @@ import time
 
 import msgspec
 
-from capture.retention import BEAT_WITHIN_S, Retention
+from capture.retention import BEAT_WITHIN_S, Retention, say_unheard
 from common import backlog, topology, wire
 from common import messages as m
 from common.process import Process, arguments, main
@@ -42,6 +42,7 @@ def run(process: Process) -> None:
             unnamed -= set(beat.streams)
     if gone := retention.sweep(time.monotonic()):
         process.log.info("audio removed", files=len(gone), first=str(gone[0]))
+        say_unheard(process.log, retention)
     beats.close()
 
 

@@ -25,7 +25,9 @@ def resolve(load: Callable[..., Settings], ask_hub: bool = False, device: nvml.D
     missing: dict[str, tuple[str, ...]] = {}
     for n in profiles.fitting(mib):
         with_it = load(f"profile={n}")  # what a person set wins over the profile, so it may need other models
-        missing[n] = models.missing(with_it, models.needed(with_it))
+        # A profile is about captions: without the model that tells speakers apart it is the same one.
+        needed = [name for name in models.needed(with_it) if name != with_it.speakers.model]
+        missing[n] = models.missing(with_it, needed)
     hub = Site(models.default_hub()).unreachable() if ask_hub and missing and all(missing.values()) else None
     return profiles.pick(mib, name, missing, hub)
 

@@ -25,6 +25,7 @@ from common.settings import Settings, Source
 AT_ONCE = 2  # captures: while one file is transcribed the next is made ready
 ASK_EVERY_S = 0.25
 ANSWER_S = 2.0
+STILL_S = 600.0  # without a word from the diarizer of any stream, texts do not wait for it any more
 DEATHS = 5  # of one capture in a row: the file is to blame
 _DIED = re.compile(r"died (\d+) times")
 HASH_DIGITS = 16  # as capture names its streams
@@ -79,12 +80,14 @@ class Batch:
         self.states: dict[str, str] = {}  # of the launcher's processes, by its last answer
         self.fatal = ""  # why nothing can be done at all
         self.client = FeedClient(settings, ("stream_ended",))
-        self._ended: dict[str, int] = {}  # where streams end that are read to their end
+        self._ended: set[str] = set()  # streams that are read to their end
         self.heard = False  # which streams the journal has to their end is known to us
         self._status, self._order = (wire.Asker(wire.ipc(settings, "launcher")) for _ in range(2))
         self._turns = wire.Asker(wire.ipc(settings, "append"))
         self._turns_of, self._turns_at = "", 0.0
         self._known: set[str] = set()  # streams of which it is known who speaks
+        self._told: dict[str, int] = {}  # how often the diarizer has said something of a stream
+        self._told_at = 0.0  # when it last did, since somebody waits for it
         self._orders: list[m.Command] = []
         self._ask_at = self._order_at = 0.0
 
@@ -101,10 +104,10 @@ class Batch:
         """Go on with everything; the jobs that have been settled by it."""
         for event in self.client.poll(wait_s):
             if isinstance(event, m.Event) and event.kind == "stream_ended":
-                if isinstance(ended := event.decode(), m.StreamEnded):
-                    self._ended[event.stream] = ended.end
-                else:
+                if event.purged:
                     self.forget(event.stream)
+                else:
+                    self._ended.add(event.stream)
         self.heard = self.heard or (self.client.last_beat is not None and not self.client.follower.wants_replay)
         self._ask(time.monotonic())
         self._ask_for_turns(time.monotonic())
@@ -112,7 +115,7 @@ class Batch:
 
     def forget(self, stream: str) -> None:
         """It was purged: what is known of its end is void."""
-        self._ended.pop(stream, None)
+        self._ended.discard(stream)
         self._known.discard(stream)
 
     def place(self, job: Job) -> Place:
@@ -198,20 +201,35 @@ class Batch:
             self._ask_at = now + ASK_EVERY_S
 
     def _ask_for_turns(self, now: float) -> None:
-        """How far the diarizer is with a file that is waited for: its place says so, and no windows are kept of what is
-        settled."""
+        """Whether the diarizer is through with a file that is waited for: its place says so, at the very end, and then
+        no windows are kept."""
         answer = self._turns.answer()
-        end = self._ended.get(self._turns_of)
-        read = isinstance(answer, m.At) and end is not None and answer.positions.get("audio", 0) >= end
-        if read and not self.settings.windows(self._turns_of).exists():
+        over = isinstance(answer, m.At) and answer.positions.get("meta") == 2
+        if over and not self.settings.windows(self._turns_of).exists():
             self._known.add(self._turns_of)
-        waiting = [job.stream for job in self.jobs if job.state == "speakers" and job.stream not in self._known]
+        waiting = [job for job in self.jobs if job.state == "speakers" and job.stream not in self._known]
         if waiting and now >= self._turns_at:
-            self._turns_of = waiting[0]
-            ask = m.Append(producer=topology.DIARIZER, stream=waiting[0], expect_n=-1)  # it only asks
+            self._turns_of = waiting[0].stream
+            ask = m.Append(producer=topology.DIARIZER, stream=self._turns_of, expect_n=-1)  # it only asks
             self._turns_at = now + (ASK_EVERY_S if self._turns.ask(ask) else 0.1)
+        self._told_at = self._told_at if waiting and not self._goes_on() and self._told_at else now
+        if now - self._told_at > STILL_S:
+            for job in waiting:
+                job.problem = f"who says it is not known: nothing from the {topology.DIARIZER} for {STILL_S:.0f} s"
+                self._known.add(job.stream)
         if self.speakers and self.states.get(topology.DIARIZER, "").startswith("cannot run: "):
             self.fatal = f"{topology.DIARIZER} {self.states[topology.DIARIZER]}"
+        if waiting and "viewer" in self.states and topology.DIARIZER not in self.states:  # not another command's own
+            self.fatal = (
+                "the running system was started with speakers.enabled=false; leave --speakers out, or restart it"
+            )
+
+    def _goes_on(self) -> bool:
+        """The diarizer has said something of any stream since the last time."""
+        streams = self.client.last_beat.streams if self.client.last_beat else {}
+        told = {s: b.producers[topology.DIARIZER].n for s, b in streams.items() if topology.DIARIZER in b.producers}
+        new, self._told = any(n != self._told.get(s) for s, n in told.items()), self._told | told
+        return new
 
     def _taken(self, name: str, answer: m.Answer) -> None:
         """The launcher has the source, or says why not."""

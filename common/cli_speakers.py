@@ -152,10 +152,12 @@ def joined(settings: Settings, stream: str | None) -> tuple[str, Join]:
 def found(join: Join, speaker: str, stream: str) -> str:
     """The id of a speaker, by id or by name. Raises UserError."""
     named = [s for s, name in join.names().items() if name.casefold() == " ".join(speaker.split()).casefold()]
+    known = join.spoken()
+    if len(named) > 1:  # a voiceprint may have named one who was found to be another since
+        named = [s for s in named if s in known] or named
     if len(named) > 1:
         raise UserError(f"{', '.join(named)} are all called {speaker}: say which one, by id")
     who = named[0] if named else join.now(speaker)
-    known = join.spoken()
     if who not in known and who not in join.names():
         called = [f"{s} ({join.name(s)})" if join.name(s) != s else s for s in known]
         raise UserError(f"no speaker {speaker!r} in {stream}; there are: {', '.join(called) or 'none yet'}")

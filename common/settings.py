@@ -132,7 +132,7 @@ class SpeakerSettings(Section, frozen=True, kw_only=True):
     longest_hop_s: float = 5.0  # steps grow to this while the machine is too busy; as hop_s: never
     busy_lag_s: float = 5.0  # one more hop in a step for each so many seconds that turns or captions are late
     threshold: float = 0.55  # cosine distance from which a voice counts as another speaker
-    settle_every_s: float = 60.0  # of a stream: everything heard so far is clustered anew
+    settle_every_s: float = 60.0  # of a stream, at least: everything heard so far is clustered anew
 
 
 class SummarySettings(Section, frozen=True, kw_only=True):

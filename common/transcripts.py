@@ -79,6 +79,8 @@ class Output:
         if job.before:
             models = ", ".join(sorted({t.model for t in document.segments})) or "no words in it"
             print(f"{name}: was transcribed before ({models}); --again does it anew", file=sys.stderr, flush=True)
+        if job.problem:
+            self._fail(name, job.problem)
         if document.end_reason != "end of file":
             self._fail(name, f"{document.end_reason}; what can be read of it is transcribed")
         for gap in document.gaps:

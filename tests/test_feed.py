@@ -17,7 +17,7 @@ import zmq
 from common import backlog, wire
 from common import messages as m
 from common.feed_client import Appender, FeedClient, replay
-from common.settings import FeedSettings, Settings
+from common.settings import FeedSettings, Settings, SpeakerSettings
 from tests.conftest import Processes, Started, wait_for
 
 pytestmark = pytest.mark.processes
@@ -251,6 +251,20 @@ def test_audio_deleted_by_hand_takes_no_head_below_what_was_heard(
     assert stream.audio_head == 64_000 and stream.lag_s == 0
     assert stream.coverage == m.Coverage(silence=64_000)
     client.close()
+
+
+def test_voices_do_not_outlive_a_diarizer_that_was_turned_off(processes: Processes, settings: Settings) -> None:
+    off = msgspec.structs.replace(settings, speakers=SpeakerSettings(enabled=False))
+    for stream, ended in (("over", True), ("open", False), ("gone", None)):
+        settings.windows(stream).mkdir(parents=True)
+        (settings.windows(stream) / "windows").write_bytes(b"voices")
+        if ended is not None:
+            (settings.streams / stream).mkdir(parents=True)
+            meta = backlog.Meta(stream=stream, source="s", lane="live", origin="", started_ns=1, resumable=False)
+            backlog.write_meta(settings.streams / stream, msgspec.structs.replace(meta, ended=ended))
+    processes.start("workers.feed", settings=off)
+    kept = settings.windows("")
+    wait_for(lambda: [p.name for p in kept.iterdir()] == ["open"], 20, "voices of what is over to go")
 
 
 def test_hypotheses_pass_and_older_revisions_do_not(asker: wire.Requester, settings: Settings) -> None:

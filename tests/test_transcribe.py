@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ import pytest
 
 from common import backlog, exports, wire
 from common import messages as m
+from common.batch import Batch, Job
 from common.child import running
 from common.settings import Settings
 from common.transcripts import line
@@ -22,6 +24,7 @@ from common.wire import run_dir
 from tests.conftest import ROOT, Processes, Started, clean_environment, wait_for
 from tests.speech import RATE, jfk, samples, write_wav
 from tests.system import RECORDING, System, assert_whole, file_source, text, weights
+from tests.test_capture_parts import beat as beat_of
 from tests.test_exports import read_srt
 
 
@@ -160,6 +163,68 @@ def test_only_missing_files_start_nothing(settings: Settings) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=clean_environment(), timeout=60)
     assert (done.returncode, done.stderr) == (1, "swapscribe: none.wav: No such file or directory\n")
     assert running(run_dir(settings)) == {}
+
+
+class Waits:
+    """A file of which all words are there and the speakers are not yet; answers are made up, and so is the clock."""
+
+    def __init__(self, settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (folder / "a.wav").write_bytes(b"any sound")
+        self.now, self.place, self.told = 1000.0, dict[str, int](), 1
+        self.job = Job(folder / "a.wav", settings.streams)
+        self.batch = Batch(settings, [self.job], speakers=True)
+        self.batch.heard, self.batch.states = True, {"transcriber": "up", "diarizer": "up", "viewer": "up"}
+        monkeypatch.setattr("common.batch.time.monotonic", lambda: self.now)
+        monkeypatch.setattr(self.batch.client, "poll", lambda wait_s: [self._end()])
+        monkeypatch.setattr(self.batch._turns, "ask", lambda ask: True)
+        monkeypatch.setattr(self.batch._turns, "answer", lambda: m.At(n=1, positions=self.place, state=b"", head=1))
+
+    def _end(self) -> m.Event:
+        body = m.encode(m.StreamEnded(end=RATE, reason="end of file"))
+        where = {"stream": self.job.stream, "kind": "stream_ended", "producer": "transcriber"}
+        places = {"diarizer": m.ProducerBeat(n=self.told, positions=self.place)}
+        self.batch.client.last_beat = msgspec.structs.replace(
+            beat_of(s=1),
+            streams={self.job.stream: msgspec.structs.replace(beat_of(s=1).streams["s"], producers=places)},
+        )
+        return m.Event(seq=1, prev=0, n=1, at_ns=0, body=body, **where)
+
+    def turns(self, seconds: int = 3) -> str:
+        for _ in range(seconds):
+            self.now += 1.0
+            self.batch.turn()
+        return self.job.state
+
+
+@pytest.fixture
+def waits(settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
+    made = Waits(settings, folder, monkeypatch)
+    yield made
+    made.batch.close()
+
+
+@pytest.mark.pure
+def test_a_text_waits_for_its_speakers_until_the_diarizer_is_through(waits: Waits) -> None:
+    waits.place = {"meta": 1, "audio": RATE}
+    assert waits.turns() == "speakers", "the last clustering is still to come"
+    waits.place = {"meta": 2, "audio": RATE - 5}  # captions heard what deleted files no longer prove
+    assert waits.turns() == "done" and not waits.job.problem
+
+
+@pytest.mark.pure
+def test_a_text_does_not_wait_for_a_diarizer_that_stands_still(waits: Waits) -> None:
+    waits.place = {"meta": 1, "audio": 100}
+    assert waits.turns(500) == "speakers"
+    waits.told += 1
+    assert waits.turns(500) == "speakers", "it goes on"
+    assert waits.turns(200) == "done" and "not known" in waits.job.problem
+
+
+@pytest.mark.pure
+def test_a_system_without_a_diarizer_is_not_waited_for(waits: Waits) -> None:
+    del waits.batch.states["diarizer"]
+    waits.turns()
+    assert "speakers.enabled" in waits.batch.fatal
 
 
 @pytest.mark.pure

@@ -4,6 +4,7 @@ test_speaker_models."""
 from __future__ import annotations
 
 import time
+import tracemalloc
 from functools import cache
 from itertools import permutations
 
@@ -184,6 +185,22 @@ def test_a_long_time_of_one_speaker_is_bounded() -> None:
     found = settle(kept, now, voices, RULES)
     assert time.process_time() - began < 10
     assert [v.speaker for v in found.voices] == ["S1"] and not [r for r in found.relabels if r.target]
+
+
+def test_hours_of_nothing_cost_nothing() -> None:
+    """A hole: audio was deleted before the diarizer was turned on."""
+    script = [(0.0, 4.0, 0), (4.0, 8.0, 1), (7.0, 8.5, 2)]
+    turns = []
+    for day in (1, 0):
+        ears, voices = StandInEars(script), Voices(Rules())
+        told = [t for end in range(HOP, 8 * SECOND, HOP) for t in voices.take(ears.hear(end, voices), end)]
+        tracemalloc.start()
+        told += voices.take(None, on_grid((24 * 3600 * day + 12) * SECOND))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1 << 20 and len(voices.encode()) < 4096
+        turns.append(told)
+    assert turns[0] == turns[1] and max(t.span[1] for t in turns[0]) > 7 * SECOND
 
 
 def test_voices_are_no_more_than_their_cap() -> None:

@@ -28,6 +28,7 @@ MOST = 2400  # vectors that make the clusters: 20 minutes' worth; of hours every
 SMALL = 0.1  # of all speech: `Rules.least_s` asks no more of a cluster
 EDGE = 0.1  # weight of a window's first and last frame; it rises to 1
 EDGE_FRAMES = 150  # within 2.3 s
+AT_ONCE = 50_000  # frames
 RECENT_S = 60.0  # who came so shortly ago may be somebody, with however little
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -203,7 +204,11 @@ def _activity(windows: Sequence[Window], labels: Ints, count: int, upto: int) ->
         for k in {int(k) for k in row if k >= 0}:
             votes[k, part] += weight * active[:, row == k].any(axis=1)
     how_many = np.rint(speakers / np.maximum(seen, 1e-6)).astype(np.int64)
-    return chosen(votes, how_many), seen > 0
+    on = np.zeros(votes.shape, np.bool_)
+    for begin in range(0, upto, AT_ONCE):  # what is needed to choose is many times as large as what comes of it
+        part = slice(begin, begin + AT_ONCE)
+        on[:, part] = chosen(votes[:, part], how_many[part])
+    return on, seen > 0
 
 
 @cache

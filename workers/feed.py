@@ -245,6 +245,8 @@ class Feed:
 
     def _retention(self) -> None:
         """Purge streams that ended longer ago than the user wants to keep them."""
+        if not self.settings.speakers.enabled:
+            self._forget_voices()
         limit_s = self.settings.retention.events_d * 86_400
         if limit_s <= 0:
             return
@@ -253,6 +255,15 @@ class Feed:
                 ended_ns = self.journal.at_ns(heads["stream_ended"])
                 if time.time_ns() - ended_ns > limit_s * 1e9:
                     self._purge(stream)
+
+    def _forget_voices(self) -> None:
+        """What a diarizer that was turned off since has left of streams that are over: it would stay for ever."""
+        for kept in self.settings.windows("").glob("*"):
+            meta = backlog.read_meta(self.settings.streams / kept.name)
+            if meta is None or meta.ended:
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(kept)
+                    self.log.info("voices removed, speakers.enabled is false", stream=kept.name)
 
     # -- the beat ---------------------------------------------------------------------------------------------------
 

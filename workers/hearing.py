@@ -192,7 +192,10 @@ class Hearing(Worker, Generic[S, W]):
                 self.log.warning("stream waits", stream=folder.name, reason=why)
             self._unreadable[folder.name] = (time.monotonic() + UNREADABLE_S, f"{folder.name} waits: {why}")
             return
-        self._take_place(folder, meta, at, which)
+        try:
+            self._take_place(folder, meta, at, which)
+        except OSError as e:  # what is kept of it beside the journal
+            self._rest(folder.name, e)
         if folder.name in self.sessions:
             self.log.info("stream opened", stream=folder.name, position=at.positions.get("audio", 0), n=at.n)
 
@@ -234,7 +237,7 @@ class Hearing(Worker, Generic[S, W]):
             try:
                 found = self._scan(runner, session)
             except OSError as e:
-                self._rest(session, e)
+                self._rest(session.meta.stream, e)
                 continue
             self._unreadable.pop(session.meta.stream, None)
             self.scanned(runner)
@@ -276,13 +279,12 @@ class Hearing(Worker, Generic[S, W]):
             self.log.exception(f"{what} failed", stream=stream, position=session.position, failures=failures)
             raise
 
-    def _rest(self, session: S, error: OSError) -> None:
+    def _rest(self, stream: str, error: OSError) -> None:
         """Audio that cannot be read (a bad disk, somebody else's file) waits, and stops no other stream."""
-        stream = session.meta.stream
         if stream not in self._unreadable:
             self.log.warning("audio cannot be read; tried again and again", stream=stream, error=str(error))
         self._unreadable[stream] = (time.monotonic() + UNREADABLE_S, f"{stream} cannot be read: {error}")
-        del self.sessions[stream]
+        self.sessions.pop(stream, None)
 
     def _work(self, runner: Runner, session: S, works: Sequence[W]) -> None:
         began_s = time.monotonic()
@@ -294,7 +296,7 @@ class Hearing(Worker, Generic[S, W]):
             try:
                 self.keep(session, step)
             except OSError as e:
-                self._rest(session, e)
+                self._rest(session.meta.stream, e)
                 return
             if self._append(runner, session, step):
                 self.written(session, work, step, timed)

@@ -30,6 +30,10 @@ from workers.windows import FRAME, WINDOW
 QUIET_SAMPLES = 5 * m.SAMPLE_RATE  # silence that is journaled at once
 DEAF_SAMPLES = 30 * m.SAMPLE_RATE  # given up at once where sound cannot even be scanned
 READ_SAMPLES = 16 * VAD_FRAME
+SETTLE_SHARE = (
+    20  # a clustering costs what the stream is long: a longer one has them farther apart, by this share of it
+)
+SETTLE_LONG = 8 * 3600 * m.SAMPLE_RATE  # longer than this counts as this
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +74,7 @@ class Hearer(msgspec.Struct, frozen=True, kw_only=True):
     rules: Rules
     hop: int  # samples, a multiple of FRAME
     voiced_from: float  # least probability of speech
-    settle_every: int  # samples
+    settle_every: int  # samples, at least
 
 
 class Hops(Session[Hop]):
@@ -128,7 +132,8 @@ class Hops(Session[Hop]):
     def settling_due(self) -> bool:
         if not self.state.windows or self.position <= self.state.settled:
             return False
-        return self.state.over or self.position - self.state.settled >= self.hearer.settle_every
+        apart = max(self.hearer.settle_every, min(self.state.settled, SETTLE_LONG) // SETTLE_SHARE)
+        return self.state.over or self.position - self.state.settled >= apart
 
     def voices(self) -> Voices:
         """As they stand in the journal. Of another model's voices nothing is left but which ids are taken."""

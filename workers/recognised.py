@@ -15,8 +15,12 @@ APART = 0.15  # so much nearer than the next print
 
 
 def recognised(voices: Sequence[Voice], prints: Sequence[Voiceprint], named: Mapping[str, str]) -> dict[str, str]:
-    """Speaker -> name, of those that have none yet. A name is given to one speaker only: to the one who is nearest."""
-    free = [p for p in prints if p.name not in named.values()]
+    """Speaker -> name, of those that have none yet. A name is given to one speaker only: to the one who is nearest.
+
+    A speaker whom a clustering found to be somebody else has no voice any more, and gives the name free.
+    """
+    taken = {named[v.speaker] for v in voices if v.speaker in named}
+    free = [p for p in prints if p.name not in taken]
     best: dict[str, tuple[float, str]] = {}
     for voice in voices:
         if voice.seconds < LEAST_S or voice.speaker in named:

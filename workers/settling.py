@@ -22,6 +22,7 @@ from workers.voices import Voices
 from workers.windows import Window
 
 ANSWER_S = 5.0
+MOST = 28_800  # windows: eight hours of speech. What is older stays as it is, for memory and time must have a bound
 
 
 class Settling(threading.Thread):
@@ -48,7 +49,7 @@ class Settling(threading.Thread):
             kinds = ("speaker_turn", "relabel")
             events = replay(self._settings, kinds=kinds, stream=self._stream, timeout_s=ANSWER_S)
             turns = turns_told(e for e in events if e.producer == self._producer and e.n <= self._upto_n)
-            windows = [Window.decode(record) for record in self._kept.all()]
+            windows = [Window.decode(record) for record in self._kept.all()[-MOST:]]
             self._settled = settle(windows, turns, self._voices, self._voices.rules, self._final)
         except wire.Unreachable:
             pass  # the next try
@@ -56,7 +57,10 @@ class Settling(threading.Thread):
             self._error = e
 
     def outcome(self) -> Settled | None:
-        """None: the feed did not answer. Raises what went wrong."""
+        """None: the feed did not answer. Raises what went wrong, so that it counts: nothing else waits for a disk or
+        for memory as long as this could."""
+        if isinstance(self._error, OSError | MemoryError):
+            raise RuntimeError(f"no clustering: {self._error!r}") from self._error
         if self._error:
             raise self._error
         return self._settled
