@@ -220,7 +220,9 @@ class Batch:
         if self.speakers and self.states.get(topology.DIARIZER, "").startswith("cannot run: "):
             self.fatal = f"{topology.DIARIZER} {self.states[topology.DIARIZER]}"
         if waiting and "viewer" in self.states and topology.DIARIZER not in self.states:  # not another command's own
-            self.fatal = "the running system was started with speakers.enabled=false; leave --speakers out, or restart it"
+            self.fatal = (
+                "the running system was started with speakers.enabled=false; leave --speakers out, or restart it"
+            )
 
     def _goes_on(self) -> bool:
         """The diarizer has said something of any stream since the last time."""

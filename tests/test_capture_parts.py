@@ -326,7 +326,9 @@ def test_who_does_not_listen_keeps_no_captioned_audio_for_ever(
     """The diarizer's model is missing, say: read by everybody up to 0, by captions up to 100."""
     limits = RetentionSettings(read_audio_h=read_h)
     assert due(Candidate(Path("f"), 100, 1e6 - age_h * 3600, 1), 0, 1e6, limits, full, 100, full) is goes
-    assert not due(Candidate(Path("f"), 101, 1e6 - age_h * 3600, 1), 0, 1e6, limits, full, 100, full), "without captions"
+    assert not due(Candidate(Path("f"), 101, 1e6 - age_h * 3600, 1), 0, 1e6, limits, full, 100, full), (
+        "without captions"
+    )
 
 
 def test_a_full_disk_is_not_kept_full_by_a_diarizer_that_cannot_run(folder: Path) -> None:

@@ -184,7 +184,8 @@ class Waits:
         where = {"stream": self.job.stream, "kind": "stream_ended", "producer": "transcriber"}
         places = {"diarizer": m.ProducerBeat(n=self.told, positions=self.place)}
         self.batch.client.last_beat = msgspec.structs.replace(
-            beat_of(s=1), streams={self.job.stream: msgspec.structs.replace(beat_of(s=1).streams["s"], producers=places)}
+            beat_of(s=1),
+            streams={self.job.stream: msgspec.structs.replace(beat_of(s=1).streams["s"], producers=places)},
         )
         return m.Event(seq=1, prev=0, n=1, at_ns=0, body=body, **where)
 
