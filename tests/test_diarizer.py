@@ -49,7 +49,7 @@ def talk(path: Path) -> list[tuple[str, float, float]]:
 
 
 class Listening(SwapSystem):
-    """A system with the diarizer, orders to the arbiter, and a stand-in for the transcriber: words do not matter here."""
+    """A system with the diarizer, orders to the arbiter, and a stand-in for the transcriber; words do not matter."""
 
     def order(self, verb: str, **args: str) -> m.Done | m.Refused:
         asker = wire.Requester(wire.ipc(self.settings, "arbiter"))
