@@ -153,7 +153,8 @@ class Capture:
         if now - self._swept < (DOORBELL_EVERY_S if full else SWEEP_EVERY_S):
             return
         self._swept = now
-        if gone := self.retention.sweep(now, disk_full=full):
+        pressing = full and self.ring.waiting_s >= self.process.settings.capture.ram_s / 2
+        if gone := self.retention.sweep(now, disk_full=full, pressing=pressing):
             self.log.info("audio removed", files=len(gone), first=str(gone[0]), disk_full=full)
             say_unheard(self.log, self.retention)
 

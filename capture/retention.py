@@ -51,18 +51,24 @@ def _reader_upto(beat: StreamBeat, reader: str, behind: int) -> int:
 
 
 def due(
-    candidate: Candidate, upto: int, now_s: float, limits: RetentionSettings, disk_full: bool, captioned: int = 0
+    candidate: Candidate,
+    upto: int,
+    now_s: float,
+    limits: RetentionSettings,
+    disk_full: bool,
+    captioned: int = 0,
+    pressing: bool = False,
 ) -> bool:
     """Whether this file goes now. 0 hours mean never, also on a full disk.
 
     `upto`: read by everybody; `captioned`: by those who make captions. A reader that cannot run must not cost captions
-    the disk.
+    the disk: `pressing` says that audio is about to be lost, as it waits in RAM for a disk that is full.
     """
     age_h = (now_s - candidate.written_s) / 3600
     if candidate.end <= upto and limits.read_audio_h > 0:
         return disk_full or age_h >= limits.read_audio_h
     if candidate.end <= captioned and limits.read_audio_h > 0:
-        return disk_full or age_h >= AS_LONG_AGAIN * limits.read_audio_h
+        return pressing or age_h >= AS_LONG_AGAIN * limits.read_audio_h
     return limits.unread_audio_h > 0 and age_h >= limits.unread_audio_h
 
 
@@ -96,7 +102,7 @@ class Retention:
             for name, stream in beat.streams.items()
         }
 
-    def sweep(self, now: float, disk_full: bool = False) -> list[Path]:
+    def sweep(self, now: float, disk_full: bool = False, pressing: bool = False) -> list[Path]:
         """Delete what is due; with a full disk no more than is needed for a while. `now`: monotonic clock."""
         self.unheard = 0
         if now - self._heard_at > BEAT_WITHIN_S:
@@ -107,10 +113,10 @@ class Retention:
             if disk_full and freed >= FREE_AT_ONCE:
                 break
             upto, captioned = self._upto.get(stream, (0, 0))
-            if not due(candidate, upto, wall_s, self.limits, disk_full, captioned):
+            if not due(candidate, upto, wall_s, self.limits, disk_full, captioned, pressing):
                 continue
             candidate = by_boot_clock(candidate, backlog.anchors(self.streams / stream), clocks)
-            if due(candidate, upto, wall_s, self.limits, disk_full, captioned):
+            if due(candidate, upto, wall_s, self.limits, disk_full, captioned, pressing):
                 candidate.path.unlink(missing_ok=True)  # another capture may have been faster
                 gone.append(candidate.path)
                 self.unheard += upto < candidate.end <= captioned

@@ -150,10 +150,10 @@ class Bells:
 
 
 class StandInFeed:
-    """Publishes a beat every 50 ms; tests say what the transcriber has read."""
+    """Publishes a beat every 50 ms; tests say what all who read audio have read."""
 
     def __init__(self, settings: Settings) -> None:
-        self.read: Callable[[], dict[str, int]] = dict  # stream -> position `audio` of the transcriber
+        self.read: Callable[[], dict[str, int]] = dict  # stream -> position `audio`
         self.garbage = False
         self._socket = wire.publisher(wire.ipc(settings, "pub"))
         self._stop = threading.Event()
@@ -171,7 +171,10 @@ class StandInFeed:
                     ended=False,
                     audio_head=position,
                     heads={},
-                    producers={"transcriber": m.ProducerBeat(n=1, positions={"audio": position})},
+                    producers={
+                        name: m.ProducerBeat(n=1, positions={"audio": position + behind})
+                        for name, behind in topology.READS_BEHIND.items()
+                    },
                     lag_s=0.0,
                     coverage=m.Coverage(),
                 )

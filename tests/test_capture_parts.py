@@ -325,17 +325,22 @@ def test_who_does_not_listen_keeps_no_captioned_audio_for_ever(
 ) -> None:
     """The diarizer's model is missing, say: read by everybody up to 0, by captions up to 100."""
     limits = RetentionSettings(read_audio_h=read_h)
-    assert due(Candidate(Path("f"), 100, 1e6 - age_h * 3600, 1), 0, 1e6, limits, full, 100) is goes
-    assert not due(Candidate(Path("f"), 101, 1e6 - age_h * 3600, 1), 0, 1e6, limits, full, 100), "without captions"
+    assert due(Candidate(Path("f"), 100, 1e6 - age_h * 3600, 1), 0, 1e6, limits, full, 100, full) is goes
+    assert not due(Candidate(Path("f"), 101, 1e6 - age_h * 3600, 1), 0, 1e6, limits, full, 100, full), (
+        "without captions"
+    )
 
 
 def test_a_full_disk_is_not_kept_full_by_a_diarizer_that_cannot_run(folder: Path) -> None:
     ours = stream_of(folder, "ours", "mic", False)
+    for _first, path in backlog.audio_files(ours):
+        os.utime(path)
     retention = Retention(folder, "mic", RetentionSettings(), topology.audio_readers(Settings()))
     retention.hear(beat(ours=25), now=10.0)
-    assert len(retention.sweep(now=11.0, disk_full=True)) == 2 and kept(ours) == [20]
+    assert retention.sweep(now=10.5, disk_full=True) == [], "memory still takes what comes"
+    assert len(retention.sweep(now=11.0, disk_full=True, pressing=True)) == 2 and kept(ours) == [20]
     assert retention.unheard == 2, "and it is said"
-    assert retention.sweep(now=12.0, disk_full=True) == [] and retention.unheard == 0
+    assert retention.sweep(now=12.0, disk_full=True, pressing=True) == [] and retention.unheard == 0
 
 
 def stream_of(root: Path, name: str, source: str, ended: bool) -> Path:

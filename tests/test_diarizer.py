@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from common import backlog, wire
 from common import messages as m
+from common import wire
 from common.feed_client import FeedClient
 from common.join import Join
 from common.settings import Settings, SpeakerSettings
@@ -49,7 +49,7 @@ def talk(path: Path) -> list[tuple[str, float, float]]:
 
 
 class Listening(SwapSystem):
-    """A system with the diarizer and orders to the arbiter. The transcriber is a stand-in: words do not matter here."""
+    """A system with the diarizer, orders to the arbiter, and a stand-in for the transcriber; words do not matter."""
 
     def order(self, verb: str, **args: str) -> m.Done | m.Refused:
         asker = wire.Requester(wire.ipc(self.settings, "arbiter"))
@@ -61,13 +61,11 @@ class Listening(SwapSystem):
         return answer
 
     def stream(self) -> str:
-        folders = wait_for(lambda: backlog.streams(self.settings.streams), 90.0, "a stream")
-        self.up("feed")
-        return folders[0].name
+        return wait_for(lambda: {e.stream for e in self.journal()}, 90.0, "a stream").pop()
 
-    def appends(self, stream: str) -> int:
+    def appends(self) -> int:
         """That brought turns."""
-        return max((n for _, n in turns_told(self.journal(stream), stream)), default=0)
+        return max((n for _, n in turns_told(self.journal(), self.stream())), default=0)
 
     def rows(self) -> list[dict[str, Any]]:
         """What the present life of the diarizer has logged."""
@@ -158,9 +156,9 @@ def test_ids_are_the_same_after_kills_and_offloads_and_a_restart_of_everything(
         wait_for(lambda: isinstance(system.order("evict", worker="diarizer"), m.Done), 20.0, "an eviction")
         wait_for(lambda r=revoked: system.leased(r + 1), 30.0, "the lease again")
         offloads += system.counted("revoked")
-        before, moment = system.appends(stream), rng.random()
+        before, moment = system.appends(), rng.random()
         if moment < 0.7:  # else it is killed at once
-            wait_for(lambda b=before: system.appends(stream) > b or _ended(system, stream), 60.0, "another turn")
+            wait_for(lambda b=before: system.appends() > b or _ended(system, stream), 60.0, "another turn")
         system.signal("diarizer", signal.SIGKILL)
     heard_to_the_end(system, stream, 300.0)
     assert turns_told(system.journal(), stream) == undisturbed.turns

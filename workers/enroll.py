@@ -19,7 +19,7 @@ from common.messages import SAMPLE_RATE
 from common.process import EXIT_USER_ERROR, arguments
 from common.settings import Settings, UserError, load
 from workers._torch import set_up
-from workers.windows import GAP, WINDOW, Floats, lone
+from workers.voices import GAP, WINDOW, Floats, lone
 
 if TYPE_CHECKING:
     from workers.speaker_models import Ears, Pieces
@@ -28,8 +28,8 @@ LEAST_S = 5.0  # of speech
 MOST_S = 600.0  # of the recording are heard: more would not know the voice better
 OTHER_S = 2.0  # so much by another voice, and a twentieth of all speech, is a second person
 BRIEF_S = 0.8  # a stretch shorter than this does not say whose it is
-# Cosine distance from their middle: on five recordings, in stretches of 1.5 s and more, 0.01 to 0.32 for the same voice
-# and 0.50 to 0.85 for another's; a shorter one says less: one of 1.0 s of the same voice had 0.53.
+# Cosine distance from their middle: on five recordings, in stretches of 1.5 s and more, 0.01-0.32 for the same voice
+# and 0.50-0.85 for another's; a shorter one says less: one of 1.0 s of the same voice had 0.53.
 SAME = 0.4
 SURE_S = 1.5  # one shorter than this does not say that it is another's
 

@@ -21,18 +21,14 @@ from workers.clustering import Settled
 from workers.session import Session, Work
 from workers.settling import Settling
 from workers.steps import Step
-from workers.turns import Turn
 from workers.vad import FRAME as VAD_FRAME
 from workers.vad import Vad
-from workers.voices import Rules, Voices
-from workers.windows import FRAME, WINDOW
+from workers.voices import FRAME, WINDOW, Rules, Turn, Voices
 
 QUIET_SAMPLES = 5 * m.SAMPLE_RATE  # silence that is journaled at once
 DEAF_SAMPLES = 30 * m.SAMPLE_RATE  # given up at once where sound cannot even be scanned
 READ_SAMPLES = 16 * VAD_FRAME
-SETTLE_SHARE = (
-    20  # a clustering costs what the stream is long: a longer one has them farther apart, by this share of it
-)
+SETTLE_SHARE = 20  # a clustering costs what the stream is long: the next one waits for this part of that
 SETTLE_LONG = 8 * 3600 * m.SAMPLE_RATE  # longer than this counts as this
 
 
