@@ -19,7 +19,7 @@ from common.messages import SAMPLE_RATE
 from common.process import EXIT_USER_ERROR, arguments
 from common.settings import Settings, UserError, load
 from workers._torch import set_up
-from workers.voices import GAP, WINDOW, Floats, lone
+from workers.windows import GAP, WINDOW, Floats, lone
 
 if TYPE_CHECKING:
     from workers.speaker_models import Ears, Pieces

@@ -21,9 +21,11 @@ from workers.clustering import Settled
 from workers.session import Session, Work
 from workers.settling import Settling
 from workers.steps import Step
+from workers.turns import Turn
 from workers.vad import FRAME as VAD_FRAME
 from workers.vad import Vad
-from workers.voices import FRAME, WINDOW, Rules, Turn, Voices
+from workers.voices import Rules, Voices
+from workers.windows import FRAME, WINDOW
 
 QUIET_SAMPLES = 5 * m.SAMPLE_RATE  # silence that is journaled at once
 DEAF_SAMPLES = 30 * m.SAMPLE_RATE  # given up at once where sound cannot even be scanned
