@@ -75,10 +75,10 @@ class StandInResidency:
         self.log.append("reload")
         return StandInMove()
 
-    def offload(self, freed: Callable[[StandInMove], None] = lambda _: None) -> StandInMove:
+    def offload(self, freed: Callable[[], None] = lambda: None) -> StandInMove:
         self.device.held_bytes -= 100
         self.resident = False
-        freed(StandInMove())
+        freed()
         self.log.append("offload")
         return StandInMove()
 

@@ -59,16 +59,16 @@ def settle(
     lost leave their turns as they are.
     """
     windows = _whole([w for w in windows if len(w.active)])
-    upto = voices.settled // FRAME
-    if not final and windows:
-        upto = min(upto, windows[-1].first)
+    told = voices.settled // FRAME
+    upto = told if final or not windows else min(told, windows[-1].first)
     known = tuple(voices.known())
     labels, centroids, heard = _labelled(windows, rules, final)
     if not len(centroids) or upto <= 0:
         return Settled(voices=known, born=voices.born, upto=voices.confirmed)
-    found, covered = _activity(windows, labels, len(centroids), upto)
-    before = Told(turns, upto)
-    numbers, born = named(found, before, voices.born)
+    found, covered = _activity(windows, labels, len(centroids), told)
+    # What waits has its say in who is who: else a speaker that was hardly heard before would change its id there.
+    numbers, born = named(found, Told(turns, told), voices.born)
+    found, covered, before = found[:, :upto], covered[:upto], Told(turns, upto)
     after = {numbers[k]: found[k] for k in range(len(centroids))}
     since = min(voices.confirmed // FRAME, upto)
     relabels = changes(before, after, covered, since)
