@@ -386,7 +386,8 @@ def test_a_clustering_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     heard.life()
     assert max(seen) == 25 and len(seen) == 4
     turns = turns_told(heard.memory.replay(heard.settings, ("speaker_turn", "relabel"), "s", 1.0))
-    assert {t.speaker for t in turns} >= {"S1", "S2", "S3"}, "who is not heard any more is not forgotten"
+    speakers = {t.speaker for t in turns}
+    assert speakers >= {"S1", "S2"} and len(speakers) >= 3, "who is not heard any more is not forgotten"
     assert min(t.span[0] for t in turns) < 12 * SECOND and max(t.span[1] for t in turns) > 65 * SECOND
 
 
