@@ -93,7 +93,9 @@ def main() -> int:
         settings = with_interim(one_by_one(Settings(data_dir=f"{name}/killed")))
         processes = Processes(folder, settings)
         try:
-            system = System(processes, settings, file_source(undisturbed.clip, "realtime"), summaries=True)
+            system = System(
+                processes, settings, file_source(undisturbed.clip, "realtime"), summaries=True, speakers=True
+            )
             seen = Seen(system.settings)
             system.start()
             for _ in range(args.kills):
