@@ -3,10 +3,10 @@
 `python benchmarks/silence.py [--minutes 12.5] [--interval 60] [--cases pauses,timer] [--rows FILE] [--json]`. A
 telephone call of two and twelve excerpts of meetings (AMI), strung together with their own pauses, at real-time pace.
 Real processes, Whisper tiny.en and SmolLM2-135M, on a simulated card that holds one of them. Settings are the defaults
-but that there is no diarizer, for the card's size, `summary.interval_s` 60 (so that there are enough bursts; every 20 s is more than two cores can
-do beside captions) and `summary.max_new_tokens` 32 (a burst of seconds, as on a GPU). `timer`: the same, but a burst
-begins as soon as it is due, whoever speaks and however late captions are, and the interval is such that there are as
-many of them as in the case before it.
+but for the card's size, no diarizer, `summary.interval_s` 60 (so that there are enough bursts; every 20 s is more than
+two cores can do beside captions) and `summary.max_new_tokens` 32 (a burst of seconds, as on a GPU). `timer`: the same,
+but a burst begins as soon as it is due, whoever speaks and however late captions are, and the interval is such that
+there are as many of them as in the case before it.
 
 A burst begins when the arbiter revokes the transcriber's lease (its log, wall clock). What was to be heard then is
 told by the audio alone: the anchors of the backlog say which sample was heard at that time, and it is silence when the
