@@ -9,6 +9,7 @@ without an arbiter the workers carry on with what they have.
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections import deque
 from math import ceil, inf
@@ -89,6 +90,9 @@ class Arbiter:
     def run(self) -> None:
         rows = len(self.ledger.rows)
         self.log.info("serving", device="simulated" if self.notes.simulated else "cuda", rows=rows, epoch=self.ledger.n)
+        order = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+        if order != "PCI_BUS_ID" and not self.notes.simulated:
+            self.log.warning("CUDA_DEVICE_ORDER is not followed: gpu.index counts cards by bus, as nvidia-smi does")
         try:
             while not self.p.stopping:
                 self.turn(time.monotonic())
@@ -171,11 +175,16 @@ class Arbiter:
                 self.log.info("no trouble any more")
 
     def _named(self, a: Answer) -> dict[int, int] | None:
-        """None also when a worker that surely held memory is not among them: its pid is another one over there."""
+        """None also once a worker that surely held memory was not among them: its pid is another one over there.
+
+        Until all that surely hold some are: while none does, the list tells nothing of this.
+        """
         if a.by_pid is None or self.notes.simulated:
             return a.by_pid
         rows = [r for r in self.ledger.rows.values() if r.settled < a.number and r.status and r.status.held_bytes]
-        return None if any(r.incarnation.pid not in a.by_pid for r in rows) else a.by_pid
+        if rows:
+            self.notes.unnamed = any(r.incarnation.pid not in a.by_pid for r in rows)
+        return None if self.notes.unnamed else a.by_pid
 
     # What is decided
 

@@ -20,7 +20,6 @@ WORDS = "tokens of transcript a second of speech"
 # Working memory beside the weights, as parts of them or in bytes: the sums are the footprints of the mission's stack.
 WORKING = {"transcriber": 2.7, "translator": 0.1, "summarizer": 0.05}
 DIARIZER_WORKING = 3_000_000_000
-LATER = {"translation": "translator"}
 
 
 class Given(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,21 +70,22 @@ class _Measured(msgspec.Struct):
     residue_bytes: int = 0
 
 
-def costs(settings: Settings, given: Given, told: frozenset[str], card_mib: int, later: tuple[str, ...]) -> Costs:
-    """`told`: which of `given` a person really gave. `later`: models of the profile whose workers are to come."""
+def costs(settings: Settings, given: Given, told: frozenset[str], card_mib: int) -> Costs:
+    """`told`: which of `given` a person really gave. The translator is there, whether or not a target is set."""
     if not (size_mib := given.card_mib or card_mib):
         raise UserError("how much memory has the card? this profile names none: --card-mib 16000")
     known = _calibrated(settings)
     wanted = [("transcriber", "live", settings.transcriber.model, "none")]
     if settings.speakers.enabled:
         wanted.append(("diarizer", "live", settings.speakers.model, "none"))
-    wanted += [(LATER[models.model(name).task], "live", name, "none") for name in later]
+    wanted += [("translator", "live", name, "none") for name in settings.translate.models]
     wanted += [("summarizer", "burst", settings.summary.model, settings.summary.quantise)]
-    said, sizes = [], []
+    said, by_worker = [], dict[str, list[Size]]()
     for worker, lane, name, quantise in wanted:
         size, line = _size(worker, lane, name, quantise, given, known)
-        sizes.append(size)
+        by_worker.setdefault(worker, []).append(size)
         said.append(line)
+    sizes = [_together(found) for found in by_worker.values()]
     summary, four = models.model(settings.summary.model), settings.summary.quantise != "none"
     share = given.share_4 if four else given.share_16
     weights = summary.bytes * (models.NF4_SHARE if four else 1.0)
@@ -105,6 +105,14 @@ def costs(settings: Settings, given: Given, told: frozenset[str], card_mib: int,
     return Costs(
         card_bytes=size_mib * 2**20, sizes=tuple(sizes), prefill_s=prefill_s, token_s=token_s, said=tuple(said)
     )
+
+
+def _together(models: list[Size]) -> Size:
+    """Of a worker that holds several models."""
+    weights, reload_s = sum(s.weights_bytes for s in models), sum(s.reload_s for s in models)
+    most = max(models, key=lambda s: s.want_bytes - s.weights_bytes)  # one of them works at a time
+    want_bytes = weights + most.want_bytes - most.weights_bytes
+    return msgspec.structs.replace(most, weights_bytes=weights, want_bytes=want_bytes, reload_s=reload_s)
 
 
 def _calibrated(settings: Settings) -> dict[str, _Measured]:

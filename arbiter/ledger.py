@@ -11,6 +11,7 @@ from math import inf
 
 import msgspec
 
+from arbiter.accounts import explained, moving
 from arbiter.effects import (
     FREE,
     GRANTED,
@@ -61,8 +62,9 @@ class Row(msgspec.Struct, kw_only=True):
     until: float = inf  # when the state has lasted long enough: see Ledger.tick
     status: Status | None = None  # the last one heard in this life of the arbiter
     progress_at: float = 0.0
-    # Newest question to the device when it was met, said that it ever held bytes, that its grant is carried out; died:
-    met: int = 0
+    # Newest question to the device when it was met, decided on, said that it ever held bytes, that its grant is carried
+    met: int = 0  # out; died:
+    decided: int = 0
     peaked: float = inf
     settled: float = inf
     ended: int = 0  # only answers to later ones know of it
@@ -84,6 +86,8 @@ class Ledger:
         self.rows = {e.incarnation: Row(**msgspec.structs.asdict(e)) for e in roster.rows}
         self.total_bytes: int | None = None  # None: the device has not been measured
         self.foreign_bytes = 0
+        self.doubt_bytes = 0  # these may be foreign or a row's that loads or leaves: nobody is granted them meanwhile
+        self._sure: int | None = None  # so many were foreign at the last measurement, whatever rows had
         self.asked = 0  # number of the newest question to the device
         self._moved = 0  # answers to questions up to this one are older than the newest move of bytes
         self._repeat_at = -inf
@@ -96,7 +100,7 @@ class Ledger:
         return Roster(n=self.n, rows=tuple(r.entry() for r in self.rows.values() if r.state is not FREE))
 
     def cap(self) -> int:
-        """Bytes that all leases together may have."""
+        """Bytes that all leases together may have, as far as is known."""
         residue = sum(r.residue_bytes for r in self.rows.values())
         return (self.total_bytes or 0) - self.limits.margin_bytes - self.foreign_bytes - residue
 
@@ -116,8 +120,8 @@ class Ledger:
             return "the device has not been measured yet"
         if waits := self.unheard():
             return f"{waits[0].incarnation.worker} has not been heard since the arbiter began"
-        if self.counted() + size > self.cap():
-            return f"{self.counted()} of {self.cap()} bytes are leased: {size} do not fit"
+        if self.counted() + size > (cap := self.cap() - self.doubt_bytes):
+            return f"{self.counted()} of {cap} bytes are leased: {size} do not fit"
         return "" if size > 0 else "nothing was wanted"
 
     def wake_at(self) -> float:
@@ -180,20 +184,30 @@ class Ledger:
         return self._effects()
 
     def measured(self, m: Measured) -> list[Effect]:
-        """Every used byte that no living row accounts for belongs to the dead, or is foreign: none is overlooked."""
+        """Every used byte that no living row accounts for is of the dead, foreign, or in doubt: none is overlooked.
+
+        In doubt is what came while rows load or leave and nothing tells how much they have. To call that foreign would
+        count it twice, and take the card from those who have their bytes by right.
+        """
         if m.number <= self._moved:
             return []
         self.total_bytes = m.total_bytes
         dead = [r for r in self.rows.values() if r.state is RECLAIMING and r.ended < m.number]
         pids = {r.incarnation.pid for r in dead}  # a successor that got the pid may not explain their bytes
         living = [r for r in self.rows.values() if r.met < m.number and r.incarnation.pid not in pids]
-        left = max(0, m.used_bytes - self._explained(m, living))
+        left = max(0, m.used_bytes - explained(m, living))
         still = sum(r.bytes for r in dead)
         for row in dead:  # its bytes are free when the other dead and what was foreign before explain all that is left
             if left <= self.foreign_bytes + still - row.bytes:
                 still -= row.bytes
                 self._remove(row, "the device shows its bytes free")
-        self.foreign_bytes = max(0, left - still)
+        worst, before = max(0, left - still), self._sure
+        since = m.number - self.limits.stuck_after_s / self.limits.repeat_s  # whoever takes longer does not get there
+        self._sure = max(0, worst - moving(m, [r for r in living if r.decided >= since]))
+        # Without figures a step may have grown since its worker's word: the next measurement knows.
+        sure = self._sure if before is None or m.by_pid is not None else min(before, self._sure)
+        self.foreign_bytes = min(max(self.foreign_bytes, sure), worst)
+        self.doubt_bytes = worst - self.foreign_bytes
         return self._effects()
 
     def delayed(self, now: float) -> None:
@@ -252,7 +266,10 @@ class Ledger:
             row.progress_at = now
         row.residue_bytes = max(row.residue_bytes, s.residue_bytes)
         row.peaked = min(row.peaked, self.asked) if s.peak_bytes else row.peaked
-        row.settled = min(row.settled, self.asked) if row.state is GRANTED and s.acted >= row.epoch else inf
+        was, settles = row.settled, row.state is GRANTED and s.acted >= row.epoch
+        row.settled = min(was, self.asked) if settles else inf
+        if row.settled < was:
+            self._clear_up()
         if s.step_p99_s:
             row.offload_within_s = max(self.limits.offload_at_least_s, 3 * s.step_p99_s + s.offload_p99_s)
 
@@ -261,7 +278,7 @@ class Ledger:
 
     def _decide(self, row: Row, state: State, now: float, reason: str) -> None:
         self.n += 1
-        row.epoch, row.settled = self.n, inf
+        row.epoch, row.decided, row.settled = self.n, self.asked, inf
         self._move(row, state, now, reason)
         self._out.append(self._send(row))
 
@@ -281,6 +298,7 @@ class Ledger:
     def _free(self, row: Row) -> None:
         row.state, row.bytes, row.until = FREE, 0, inf
         self._moved = self.asked
+        self._clear_up()
         self._changed(row, "proven")
 
     def _remove(self, row: Row, reason: str) -> None:
@@ -289,15 +307,10 @@ class Ledger:
         row.state, row.bytes = FREE, 0
         self._changed(row, reason)
 
-    def _explained(self, m: Measured, living: list[Row]) -> int:
-        """Used bytes that belong to living rows, none beyond what they are accounted for."""
-        if m.by_pid is None:  # their own word is taken, if they had given it before the question
-            held = sum(min(r.status.held_bytes, r.bytes) for r in living if r.status and r.settled < m.number)
-            return held + sum(r.residue_bytes for r in living if r.peaked < m.number)
-        accounted: dict[int, int] = {}
-        for r in living:
-            accounted[r.incarnation.pid] = accounted.get(r.incarnation.pid, 0) + r.counted + r.residue_bytes
-        return sum(min(size, m.by_pid.get(pid, 0)) for pid, size in accounted.items())
+    def _clear_up(self) -> None:
+        """A row has come or gone: the device tells what the doubt was about."""
+        if self.doubt_bytes:
+            self._ask()
 
     def _ask(self) -> None:
         self.asked += 1

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from common.card import SimulatedCard
+from common.nvml import handle as nvml_handle
 from common.settings import GpuSettings, Settings
 
 PR_SET_PDEATHSIG = 1
@@ -44,17 +45,23 @@ def nvidia(gpu: GpuSettings) -> tuple[str, Callable[[], Figures]]:
     import pynvml as nvml
 
     nvml.nvmlInit()
-    handle = _handle(nvml, gpu.index, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    handle = nvml_handle(nvml, gpu.index)
     name = nvml.nvmlDeviceGetName(handle)
 
     def measure() -> Figures:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        found = [*nvml.nvmlDeviceGetComputeRunningProcesses(handle), *_graphics(nvml, handle)]
-        named = {p.pid: p.usedGpuMemory for p in found}
-        by_pid = None if any(size is None for size in named.values()) else named
-        return int(memory.total), int(memory.used), by_pid
+        return int(memory.total), int(memory.used), _by_pid(nvml, handle)
 
     return name.decode() if isinstance(name, bytes) else str(name), measure
+
+
+def _by_pid(nvml: Any, handle: Any) -> dict[int, int] | None:
+    try:
+        found = [*nvml.nvmlDeviceGetComputeRunningProcesses(handle), *_graphics(nvml, handle)]
+    except nvml.NVMLError:  # not supported (WSL): the totals are still worth having
+        return None
+    named = {p.pid: p.usedGpuMemory for p in found}
+    return None if any(size is None for size in named.values()) else named
 
 
 def _graphics(nvml: Any, handle: Any) -> list[Any]:
@@ -62,15 +69,6 @@ def _graphics(nvml: Any, handle: Any) -> list[Any]:
         return list(nvml.nvmlDeviceGetGraphicsRunningProcesses(handle))
     except nvml.NVMLError:  # data-centre cards have no such processes
         return []
-
-
-def _handle(nvml: Any, index: int, visible: str) -> Any:
-    """CUDA device `index` as NVML knows it: NVML counts all cards, CUDA those that CUDA_VISIBLE_DEVICES lets it see."""
-    chosen = [v.strip() for v in visible.split(",") if v.strip()]
-    one = chosen[index] if index < len(chosen) else str(index)
-    if one.isdecimal():
-        return nvml.nvmlDeviceGetHandleByIndex(int(one))
-    return nvml.nvmlDeviceGetHandleByUUID(one)
 
 
 def main() -> None:

@@ -31,7 +31,8 @@ class _Decision:
         self.closed = False  # nobody who rides free comes now
         self.waits: dict[Incarnation, str] = {}
         self.room = max(0, view.cap_bytes - sum(w.bytes for w in view.workers if w.state is LOST))
-        self.crowded = sum(max(w.want_bytes, w.bytes) for w in view.workers if w.lane == "live") > self.room
+        live = (max(w.want_bytes, w.bytes) for w in view.workers if w.lane == "live")
+        self.crowded = sum(min(size, self.room) for size in live) > self.room  # one alone crowds nobody
         self.workers = [self._modest(w) for w in view.workers]
         able = [w for w in self.workers if w.state not in (LOST, RECLAIMING, KILLED) and w.want_bytes > 0]
         self.refused = [w for w in able if w.want_bytes > self.room]
@@ -83,11 +84,13 @@ class _Decision:
     def _modest(self, w: Worker) -> Worker:
         """What it wants; or all there is, or the least where the live ones crowd, if it can do with that.
 
-        Who has something in between keeps it: no resizing.
+        Who has something in between keeps it: no resizing. Who has measured what it wants shares only what would be
+        all there is.
         """
         if not w.least_bytes:
             return w
         share = self.crowded and w.lane == "live" and not w.cramped
+        share &= not w.measured or w.want_bytes > self.room
         size = w.least_bytes if share else min(w.want_bytes, self.room)
         if w.state is GRANTED and w.least_bytes <= w.bytes <= w.want_bytes:
             size = w.bytes
@@ -189,7 +192,10 @@ class _Decision:
         if free_ride or (w.pinned and w.state is GRANTED):
             return ""
         # Moments, not durations: what is compared is what it is woken at, to the last bit.
-        over_s = self.memory.burst.held_s + self.set.max_hold_s
+        ready_s = min(self.memory.burst.ready_s, self.now if w.ready else inf)
+        over_s = ready_s + self.set.max_hold_s  # its time is for work, but it does not load for ever
+        if ready_s == inf:
+            over_s = self.memory.burst.held_s + max(self.set.max_hold_s, self.set.stuck_after_s)
         may_cut_s = self.memory.burst.held_s + self._least_s(w)  # never, until it is granted
         cuts = self.memory.cuts.get(w.name, 0)
         if self.now >= over_s:

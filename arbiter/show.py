@@ -25,6 +25,7 @@ class Notes:
     simulated: bool = False
     used_bytes: int = 0
     trouble: str = ""
+    unnamed: bool = False  # the driver's list of processes lacked one that surely held memory
     pins: set[str] = dataclasses.field(default_factory=set)
     off_until_s: dict[str, float] = dataclasses.field(default_factory=dict)  # worker -> when it may come back
     moved_s: dict[Incarnation, float] = dataclasses.field(default_factory=dict)  # when its state changed
@@ -86,6 +87,7 @@ def _worker(row: Row, notes: Notes) -> Worker:
         bytes=row.counted,
         want_bytes=s.wants.bytes,
         least_bytes=s.wants.least_bytes,
+        measured=s.wants.measured,
         cramped=bool(s.complaint),
         lane=s.wants.lane,
         since_s=_since_s(row, notes),
@@ -97,7 +99,7 @@ def _worker(row: Row, notes: Notes) -> Worker:
         offload_s=s.offload_s,
         burst_min_s=s.burst_min_s,
         owes=s.owes,
-        pieces=sum(s.positions.values()),
+        pieces=s.pieces,
         pinned=pinned,
         off_until_s=off_until_s,
     )
@@ -114,9 +116,10 @@ def resume_in_s(seen: View, settings: GpuSettings, now: float) -> float:
         return max(0.0, one.load_s - (now - one.granted_at_s))
     left_s = max(0.0, one.off_until_s - now)
     if burst and burst.who != one.who and burst.who in workers:
-        ran = max(0.0, now - burst.held_s)
-        lasts = seen.memory.lasted_s.get(burst.who.worker, settings.max_hold_s)
-        lasts = min(lasts if lasts > ran else settings.max_hold_s, settings.max_hold_s)
+        ran, came_s = max(0.0, now - burst.held_s), burst.ready_s - burst.held_s
+        longest = settings.max_hold_s + (came_s if burst.ready_s < inf else workers[burst.who].load_s)
+        lasts = seen.memory.lasted_s.get(burst.who.worker, longest)
+        lasts = min(lasts if lasts > ran else longest, longest)
         left_s = max(left_s, lasts - ran, 0.0) + workers[burst.who].offload_s
     return left_s + one.load_s
 

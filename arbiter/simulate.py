@@ -255,7 +255,7 @@ def run(args: argparse.Namespace) -> Result:
     given = Given(**told)
     profile = profiles.table().get(settings.profile)
     card_mib = settings.gpu.simulated_mib or (profile.card_mib if profile else 0)
-    price = costs(settings, given, frozenset(told), card_mib, profile.later if profile else ())
+    price = costs(settings, given, frozenset(told), card_mib)
     lasts_s = args.hours * 3600.0
     spans = read_spans(args.speech, lasts_s) if args.speech else conversation(args.seed, lasts_s, args.speech_share)
     return simulate(settings, price, spans, args.hours, args.seed, given)

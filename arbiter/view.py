@@ -24,6 +24,7 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int = 0  # counted
     want_bytes: int = 0
     least_bytes: int = 0  # it can do with so many; 0: with no fewer than it wants
+    measured: bool = False  # what it wants is no guess
     cramped: bool = False  # it ran out of memory again and again: the least may be too little
     lane: str = "live"
     since_s: float = 0.0  # when it began to want
@@ -35,7 +36,7 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     reload_s: float = 0.0
     offload_s: float = 0.0
     burst_min_s: float = 0.0  # from its grant until it has got on, by its own word
-    pieces: int = 0  # grows whenever a piece of its work is done: the sum of its positions
+    pieces: int = 0  # of its work that are done, by its own count
     pinned: bool = False  # a person wants it to stay
     off_until_s: float = 0.0  # a person wants it to be away
 
@@ -53,8 +54,8 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True):
 
     who: Incarnation
     began_s: float
-    held_s: float = inf  # since when it is granted: its time runs from there
-    ready_s: float = inf  # since when it is resident
+    held_s: float = inf  # since when it is granted
+    ready_s: float = inf  # since when it is resident: its time runs from there
     cost_s: float = 0.0  # of moving everybody there and back, as expected; 0: nobody had to leave
     pieces: int = 0  # of its worker, when it began
     seen: int = 0  # and when it was last let go on

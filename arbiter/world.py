@@ -102,6 +102,7 @@ class Actor:
             offload_s=self.offload_s,
             burst_min_s=self.burst_min_s,
             positions={"work": self.pieces},
+            pieces=self.pieces,
         )
 
     def accept(self, world: World, lease: Lease) -> None:
@@ -121,8 +122,6 @@ class Actor:
         self.lease, self.residency, self.held = lease, "loading", lease.bytes
         self.loads += 1
         took, which, me = world.reload_s(self), self.loads, self.me
-        if lease.max_hold_s:
-            world.at(world.now + lease.max_hold_s, lambda: self._enough(world, lease))
         world.at(world.now + took, lambda: self._loaded(world, lease, which, me, took))
         world.heard(self)
 
@@ -130,6 +129,8 @@ class Actor:
         if self.me == me and self.loads == which and self.residency == "loading" and self.pending is lease:
             self.acted, self.residency, self.pending, self.loaded_in_s = lease.epoch, "resident", None, took
             world.heard(self)
+            if lease.max_hold_s:
+                world.at(world.now + lease.max_hold_s, lambda: self._enough(world, lease))
             self.came(world)
 
     def _leave(self, world: World, lease: Lease) -> None:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +85,7 @@ class InMemory:
     """What the transcriber's loop needs of a runner: it always has its lease, and the journal takes every append."""
 
     ready, phase = True, ""
+    control = SimpleNamespace(changed=lambda: None)  # nobody listens to how silent it is
 
     def __init__(self, run: Path) -> None:
         self.poison = Poison(run, "benchmark")

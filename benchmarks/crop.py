@@ -3,8 +3,8 @@
 `python benchmarks/crop.py [--model tiny.en|base] [--language auto|en|...] [--parts said,faint,talks,sounds,foreign]
 [--share 1] [--rows FILE] [--json]`. The transcriber's own cuts, decoder and weights, in this process, utterance by
 utterance, each way with its own text before; cpu-seconds of one thread, the two ways in turn. `said`: public speech
-with its text (JFK, LibriVox, sonnets, telephone prompts) and word times of an aligner (live_words.jsonl). `faint`: some
-of it, 30 dB down. `talks`: meetings and a telephone call; nobody wrote down what is said there, so only what differs is
+with its text (JFK, LibriVox, sonnets, telephone prompts) and word times of an aligner (live_words.jsonl). `faint`: the
+same, 30 dB down. `talks`: meetings and a telephone call; nobody wrote down what is said there, so only what differs is
 counted. `sounds`: noise and music, as the voice detector cuts them, and the beginnings of all of them, taken for an
 utterance right after speech. `foreign`: prompts in four languages, for a model that knows them. `--share 4`: every
 fourth recording. `--rows`: a line for each utterance. Exit status 1: over 0.2 points of word error rate lost, or more
@@ -92,7 +92,7 @@ class Bench:
 
     def infer(self, way: str, state: bytes, work: Utterance) -> tuple[Any, float, bool]:
         """(step, cpu-seconds, whether the whole window was asked)"""
-        self.decoder.s = msgspec.structs.replace(self.transcriber.s, whole_window=way == "whole")
+        self.decoder.whole = way == "whole"
         self.asked = 0
         began = time.process_time()
         step = run(self.transcriber.infer(state, work))
@@ -150,19 +150,19 @@ def row(rec: Recording, way: str, body: Any, cpu_s: float, again: bool, span: m.
 
 def recordings(parts: Iterable[str], share: int) -> list[Recording]:
     found = list[Recording]()
-    if "said" in parts:
-        found.append(Recording("said", "jfk", samples(speech.jfk().path), speech.jfk().text))
-        found += [
+    if {"said", "faint"} & {*parts}:
+        said = [Recording("said", "jfk", samples(speech.jfk().path), speech.jfk().text)]
+        said += [
             Recording("said", f"{kind}.{i}", samples(c.path), c.text)
             for kind, clips, first in (("librivox", speech.librivox(), 0), ("sonnet", speech.sonnet_parts(), 1))
             for i, c in enumerate(clips, first)
         ]
         prompts = {c.path.stem: c for c in speech.prompts("en")}  # one has two texts
         names = list(prompts)[::share]
-        found += [Recording("said", f"prompt.{n}", samples(prompts[n].path), prompts[n].text) for n in names]
-    if "faint" in parts:
-        for i, c in enumerate([*speech.librivox(), speech.jfk()]):
-            found.append(Recording("faint", f"faint.{i}", (samples(c.path) * FAINT).astype("<i2"), c.text))
+        said += [Recording("said", f"prompt.{n}", samples(prompts[n].path), prompts[n].text) for n in names]
+        found += said if "said" in parts else []
+        if "faint" in parts:
+            found += [r._replace(part="faint", audio=(r.audio * FAINT).astype("<i2")) for r in said]
     if "talks" in parts:
         found += [Recording("talks", t.path.stem, samples(t.path)) for t in speech.talks()[::share]]
     if "sounds" in parts:

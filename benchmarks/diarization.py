@@ -3,7 +3,7 @@
 `python benchmarks/quality.py diarization [--only phone,four] [--no-ami] [--json]`: a telephone call of two, composed
 meetings of three, four and six (examples/make_meeting.py) at the pace of their time, and 12 excerpts of meetings (AMI)
 as fast as they go. Takes 8 minutes for what is played, and the time that the offline pipelines need; with --no-ami,
-half of that. Word errors by speaker need meeteval (`pip install -c constraints.txt -e '.[scores]'`).
+half of that. Word errors by speaker need meeteval (`pip install -c constraints.txt -e '.[cpwer]'`).
 
 Settled: what the journal holds once a stream is over. Provisional: what a subscriber that takes no notice of relabels
 shows 3 s after each turn of the reference; first: the same, however late. Offline: pyannote's pipeline, and whisper
@@ -25,13 +25,14 @@ import numpy as np
 from figures import Figure, show
 from listening import Heard, Recording, Stage
 
+from benchmarks.scores import Score, Turns, WordErrors, by_speaker, cpwer, plain, rttm, score
 from common.settings import Settings, load
 from examples.make_meeting import MEETINGS, compose
 from tests import speech
-from tests.diarization import Score, Turns, WordErrors, by_speaker, cpwer, provisional, rttm, score
+from tests.diarization import provisional
 from tests.offline_speakers import Offline
 from tests.offline_words import Words, who_said
-from tests.speech import RATE, plain, samples
+from tests.speech import RATE, samples
 
 PHONE, TOGETHER = "phone", "composed meetings together"
 COLLARS_S = (0.0, 0.25)
@@ -200,7 +201,7 @@ def run(settings: Settings, folder: Path, only: Sequence[str], with_ami: bool, f
         for side in composed:
             report.words(side, whisper)
     else:
-        print("no word errors by speaker: pip install -c constraints.txt -e '.[scores]'", file=sys.stderr)
+        print("no word errors by speaker: pip install -c constraints.txt -e '.[cpwer]'", file=sys.stderr)
     return report
 
 

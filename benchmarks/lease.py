@@ -74,7 +74,7 @@ class Arbiter:
         due = self.holder.due()
         assert due
         if due.granted:
-            self.holder.loaded(due, 0)
+            self.holder.loaded(due, 0, time.monotonic())
         else:
             self.holder.offloaded(due)
 

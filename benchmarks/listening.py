@@ -17,12 +17,13 @@ from typing import NamedTuple
 import psutil
 from silence import clock
 
+from benchmarks.scores import Turn, Turns
 from common import messages as m
 from common.feed_client import FeedClient
 from common.join import KINDS
 from common.settings import Settings
 from tests.conftest import Processes
-from tests.diarization import Shown, Told, Turn, Turns
+from tests.diarization import Shown, Told
 from tests.speech import RATE, Samples, write_wav
 from tests.swaps import log_rows
 from tests.system import System, body, file_source, quiet

@@ -40,6 +40,8 @@ from tests.swaps import log_rows  # noqa: E402
 from tests.system import System, file_source, quiet  # noqa: E402
 
 PAUSE_S = 1.5
+TARGETS = ("pt",)
+EVERYBODY = ("launcher", "feed", "arbiter", "viewer", "transcriber", "diarizer", "translator", "summarizer")
 
 
 class Speech(NamedTuple):
@@ -130,7 +132,7 @@ class Watched:
         Path(f"/proc/{self._system.pid('transcriber')}/clear_refs").write_text("5")
 
     def look(self) -> None:
-        for name in ("launcher", "feed", "arbiter", "viewer", "transcriber", "capture@talk"):
+        for name in (*EVERYBODY, "capture@talk"):
             pid = self._system.pid(name)
             if not pid:
                 continue
@@ -181,12 +183,12 @@ def play(settings: Settings, folder: Path, audio: Samples) -> Run:
         write_wav(folder / "calm.wav", quiet(0.5))
         calm = file_source(folder / "calm.wav", "max", "calm")
         # Calibrates, so that it is no part of what is measured.
-        first = System(processes, settings, calm, summaries=True, speakers=True)
+        first = System(processes, settings, calm, summaries=True, speakers=True, targets=TARGETS)
         first.start()
         wait_for(lambda: first.pid("transcriber") and logged(settings, "calibrated"), 120.0, "the calibration")
         first.stop()
         known = len(logged(settings, "granted"))
-        system = System(processes, settings, calm, summaries=True, speakers=True)
+        system = System(processes, settings, calm, summaries=True, speakers=True, targets=TARGETS)
         subscriber, watched = Subscriber(system.settings), Watched(system)
         subscriber.start()
         system.start()

@@ -31,10 +31,20 @@ from common.settings import Settings  # noqa: E402
 from tests.conftest import Processes, wait_for  # noqa: E402
 from tests.speech import RATE, samples, sonnet_parts, write_wav  # noqa: E402
 from tests.swaps import log_rows  # noqa: E402
-from tests.system import RECORDING, System, Undisturbed, file_source, one_by_one, quiet, with_interim  # noqa: E402
+from tests.system import (  # noqa: E402
+    RECORDING,
+    System,
+    Undisturbed,
+    done_to_the_end,
+    file_source,
+    one_by_one,
+    quiet,
+    with_interim,
+)
 
 APART_S = 21.0
 BOUND_S = 5.0
+TARGETS = ("pt",)
 PHASES = (  # until the log says so; the first is the launcher's doing
     ("restart by the launcher, Python and our imports", "started"),
     ("libraries and weights", "model loaded"),
@@ -89,13 +99,13 @@ def main() -> int:
         pieces = [samples(RECORDING), *(samples(c.path) for c in sonnet_parts())]
         sound = np.concatenate([x for piece in pieces for x in (piece, quiet(1.0))])
         write_wav(folder / "clip.wav", sound[: round((args.kills + 1) * (APART_S + 5.0) * RATE)])
-        undisturbed = Undisturbed(folder, clip=folder / "clip.wav", timeout_s=600.0)
         settings = with_interim(one_by_one(Settings(data_dir=f"{name}/killed")))
+        all_stages = {"speakers": settings.speakers, "targets": TARGETS}
+        undisturbed = Undisturbed(folder, clip=folder / "clip.wav", timeout_s=600.0, **all_stages)
         processes = Processes(folder, settings)
         try:
-            system = System(
-                processes, settings, file_source(undisturbed.clip, "realtime"), summaries=True, speakers=True
-            )
+            source = file_source(undisturbed.clip, "realtime")
+            system = System(processes, settings, source, summaries=True, speakers=True, targets=TARGETS)
             seen = Seen(system.settings)
             system.start()
             for _ in range(args.kills):
@@ -111,7 +121,9 @@ def main() -> int:
                     since = until
                 phases.setdefault("audio until text", []).append(back - since)
             assert seen.ended.wait(120.0), "the stream does not end"
-            undisturbed.assert_same(system, next(iter(system.journal())).stream)
+            stream = next(iter(system.journal())).stream
+            done_to_the_end(system, stream)
+            undisturbed.assert_same(system, stream)
             system.stop()
         finally:
             processes.close()
@@ -119,7 +131,8 @@ def main() -> int:
     figures.append(Figure("text again, median", statistics.median(back_s), "s"))
     figures += [Figure(f"of that: {phase}, median", statistics.median(all_s), "s") for phase, all_s in phases.items()]
     show(figures, args.json)
-    print(f"{len(undisturbed.lines)} captions, silences and gaps are those of a run without kills", file=sys.stderr)
+    what = f"{len(undisturbed.lines)} captions, silences and gaps, all turns and all translations"
+    print(f"{what} are those of a run without kills", file=sys.stderr)
     return int(max(back_s) > BOUND_S)
 
 

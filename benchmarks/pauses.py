@@ -28,7 +28,6 @@ from arbiter.costs import Costs, Given, Size, costs  # noqa: E402
 from arbiter.day import Minutes, Spans, conversation  # noqa: E402
 from arbiter.simulate import Result, simulate  # noqa: E402
 from arbiter.view import Worker  # noqa: E402
-from common import profiles  # noqa: E402
 from common.settings import Settings, load  # noqa: E402
 from tests.policy_bugs import made_by  # noqa: E402
 
@@ -67,8 +66,7 @@ def card(name: str, model: str, interval_s: float) -> Row:
     sets = ("profile=rtx16", f"summary.model={model}", "summary.quantise=nf4", f"summary.interval_s={interval_s}")
     settings = load(None, sets)
     given = Given(card_mib=16_303)
-    profile = profiles.table()["rtx16"]
-    return Row(name, costs(settings, given, frozenset(), 16_303, profile.later), given, settings)
+    return Row(name, costs(settings, given, frozenset(), 16_303), given, settings)
 
 
 ROWS: dict[str, Callable[[], Row]] = {

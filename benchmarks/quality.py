@@ -3,7 +3,8 @@
 `python benchmarks/quality.py [--model tiny.en|base] [--language auto|en|...] [--json]`. Bounds stand in the names of
 the figures; exit status 1 when one is broken. Figures without a bound are reported only. Takes about 10 minutes with
 tiny.en, 25 with base; fetches about 100 MB of recordings when run for the first time.
-`python benchmarks/quality.py diarization`: who said it (diarization.py, which has options of its own).
+`python benchmarks/quality.py diarization`: who said it (diarization.py); `... translation`: the captions in another
+language (translation.py); both have options of their own. `... all [--json]`: these three, one after the other.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -225,16 +226,12 @@ def word_times(bench: Bench, tape: Tape) -> None:
     bench.bounded("words out of order", sum(len(quality.disordered(h)) for h in bench.heard.values()), "words", 0)
 
 
-def main() -> int:
-    if sys.argv[1:2] == ["diarization"]:
-        import diarization
-
-        return diarization.main(sys.argv[2:])
+def captions(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default=Settings().transcriber.model)
     parser.add_argument("--language", default="auto", help="the transcriber's language setting, and whisper's")
     parser.add_argument("--json", action="store_true", help="one JSON object a figure")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="sw-"))
     settings = load(None, (f"data_dir={folder / 'data'}", f"transcriber.model={args.model}"), {})
     chosen = msgspec.structs.replace(settings.transcriber, language=args.language)
@@ -247,6 +244,25 @@ def main() -> int:
     for name in bench.broken:
         print(f"broken: {name}", file=sys.stderr)
     return int(bool(bench.broken))
+
+
+def diarization(argv: Sequence[str]) -> int:
+    import diarization as part
+
+    return part.main(argv)
+
+
+def translation(argv: Sequence[str]) -> int:
+    import translation as part
+
+    return part.main(argv)
+
+
+def main() -> int:
+    parts = {"captions": captions, "diarization": diarization, "translation": translation}
+    named = sys.argv[1] if sys.argv[1:2] and sys.argv[1] in (*parts, "all") else ""
+    chosen = [*parts.values()] if named == "all" else [parts[named or "captions"]]
+    return max([part(sys.argv[2 if named else 1 :]) for part in chosen])
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ capture, transcriber, summarizer, arbiter, feed, viewer) on a simulated card of 
 
 `real`: Whisper tiny.en and SmolLM2-135M on real speech at real-time pace, minutes due every 10 s of it, and a swap by
 hand every 10 s, as `swapscribe gpu swap` orders it: the minutes that wait are written, or else everybody leaves the
-card and comes back. Nothing but these orders starts a burst. `tenfold`: 10 x pace, so minutes of 100 s of the stream
-each 10 s, a swap each second (when none is under way), and a STAND-IN for the transcriber, whose words are made up.
+card and comes back. Nothing but these orders starts a burst. `tenfold`: 10 x pace, minutes of 300 s of the stream
+each 30 s from the newest 1,024 tokens, a swap each second (when none is under way), and a STAND-IN for the transcriber,
+whose words are made up.
 
 Everything seen is a line of FILE at once; `--read FILE` makes the table of such a file again, also of a run that was
 cut off. Status 1 when a bound is missed or a process ended; what the table holds is said in `soak_figures.py`.
@@ -53,6 +54,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     minutes: float  # on the clock
     pace: int
     swap_every_s: float
+    interval_s: float  # of the stream: minutes of so much
+    context_tokens: int = 4096
     plans: dict[str, Any] = {}  # of tests.standin_models
     lag_hard_s: float = 20.0
 
@@ -84,7 +87,7 @@ def play(part: Part, folder: Path, rows: Rows) -> None:
             overdue_s=NEVER_S,
             lag_hard_s=part.lag_hard_s,
         ),
-        summary=SummarySettings(interval_s=10.0 * part.pace, max_new_tokens=32),
+        summary=SummarySettings(interval_s=part.interval_s, max_new_tokens=32, context_tokens=part.context_tokens),
     )
     processes = Processes(folder, settings)
     source = file_source(folder / "clip.wav", str(part.pace))
@@ -176,13 +179,15 @@ def main() -> int:
     if args.read:
         return tell(read(Path(args.read)), args.json)
     parts = [
-        Part(name="real", minutes=args.minutes, pace=1, swap_every_s=10.0),
+        Part(name="real", minutes=args.minutes, pace=1, swap_every_s=10.0, interval_s=10.0),
         Part(
             name="tenfold",
             minutes=args.tenfold_minutes,
             pace=10,
             swap_every_s=1.0,
-            plans={"transcriber": {"says_mib": 300}},
+            interval_s=300.0,
+            context_tokens=1024,  # 4,096 take 40 s to read, and nothing would be left for captions
+            plans={"transcriber": {"says_mib": 400}},  # beside it there is no room for the summarizer
             lag_hard_s=200.0,  # its lag is counted in seconds of the stream
         ),
     ]

@@ -42,11 +42,16 @@ Once = Callable[[], tuple[float, float]]
 
 
 class Raw:
-    """The same bytes moved by nothing but one allocation and one copy: what no swap can beat."""
+    """The same bytes moved by nothing but one allocation and one copy: what no swap can beat.
+
+    What the device's books ask for is in it on both: those of the allocator on CUDA, the granules' locks on the
+    simulated card. `unmaps` are the seconds without them, on the latter.
+    """
 
     def __init__(self, device: Device, host: torch.Tensor) -> None:
         self.device, self.host = device, host
         self.cuda = device.torch_device.type == "cuda"
+        self.unmaps: list[float] = []
 
     def once(self) -> tuple[float, float]:
         """Seconds in, seconds out."""
@@ -60,14 +65,18 @@ class Raw:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
         else:
-            from workers.simulated import vram
+            from workers.simulated import SimulatedDevice, vram
 
+            assert isinstance(self.device, SimulatedDevice)
+            runs = self.device._card.take(len(self.host))
             memory = vram(len(self.host))
             target = as_bytes(memory, len(self.host)).data_ptr()
             for start, end in copies(len(self.host)):  # one memcpy of all is slower
                 ctypes.memmove(target + start, self.host.data_ptr() + start, end - start)
             there = clock()
             del memory
+            self.unmaps.append(clock() - there)
+            self.device._card.give(runs)
         return there - began, clock() - there
 
 
@@ -136,6 +145,11 @@ def measure(name: str, device: Device, model: nn.Module, rounds: int) -> list[Fi
         Figure.against(f"{name}: reload, beside one raw copy (>= 0.9)", size / in_s / GB, "GB/s", size / raw_in / GB),
         Figure.against(
             f"{name}: offload until the memory is free, beside raw freeing (<= 1.3)", out_s * 1e3, "ms", raw_out * 1e3
+        ),
+        *(
+            [Figure.against(f"{name}: the same, beside unmapping alone", out_s * 1e3, "ms", unmap_s * 1e3)]
+            if (unmap_s := statistics.median(raw.unmaps[3:] or [0.0]))
+            else []
         ),
         Figure(f"{name}: the same, until it returns", statistics.median(returns) * 1e3, "ms"),
         Figure(f"{name}: bytes copied back in {2 * rounds + 6} offloads (0)", copied, "bytes"),

@@ -18,7 +18,7 @@ import msgspec
 
 from capture import sources
 from capture.intake import Intake
-from capture.retention import Retention, say_unheard
+from capture.retention import Retention, say_swept
 from capture.ring import Ring
 from capture.streams import Stream
 from capture.writer import StreamRemoved, WriterThread
@@ -106,9 +106,10 @@ class Capture:
             self._turn(time.monotonic())
         self._turn(time.monotonic())
         error = self.feeding.error or self.writer.error
-        if isinstance(self.writer.error, StreamRemoved):
-            self.log.warning("stream was removed while it was captured", stream=str(self.writer.error))
-            return 0 if self.intake.resumable else 1  # a live source begins a new stream
+        if isinstance(gone := self.writer.error, StreamRemoved):
+            self.log.warning("stream was removed while it was captured", stream=str(gone), all_are_away=gone.away)
+            # Started again, a live source begins a new stream, and a file goes on when the disk is back.
+            return 0 if self.intake.resumable and not gone.away else 1
         if error:
             raise error
         if not self.writer.done:
@@ -154,9 +155,8 @@ class Capture:
             return
         self._swept = now
         pressing = full and self.ring.waiting_s >= self.process.settings.capture.ram_s / 2
-        if gone := self.retention.sweep(now, disk_full=full, pressing=pressing):
-            self.log.info("audio removed", files=len(gone), first=str(gone[0]), disk_full=full)
-            say_unheard(self.log, self.retention)
+        gone = self.retention.sweep(now, disk_full=full, pressing=pressing)
+        say_swept(self.log, self.retention, gone, disk_full=full)
 
     def _ring(self, now: float) -> None:
         """After each write, on each change of state, and at least each second."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import Path
 
 import av.error
 
@@ -19,7 +18,7 @@ from capture.ring import Patience
 from capture.truncation import missing
 from common.backlog import BYTES
 from common.messages import SAMPLE_RATE
-from common.settings import Source, UserError, pace
+from common.settings import Source, UserError, pace, sound_path
 
 
 class File:
@@ -27,7 +26,7 @@ class File:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.path = Path(source.path.removeprefix("file://")).absolute()
+        self.path = sound_path(source.path)
         self.origin = str(self.path)
         self.pace = pace(source)
         self.raw = source.kind == "pcm"

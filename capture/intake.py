@@ -98,8 +98,7 @@ class Intake:
             self.ring.jump(by_clock, self._jump, lost=self._jump != "capture was down")
             self._jump, self._least = "", 0
         if not self.started_ns:
-            # A microphone's samples were heard before they came. A file's were not: its stream must not look older than
-            # the file and than the run that plays it, or it is taken for another one's after a kill.
+            # A microphone's samples were heard before they came; a file's were not.
             self.started_ns = time.time_ns() - (0 if self.resumable else count * 10**9 // SAMPLE_RATE)
         if not self.ring.put(pcm, patience):
             return False

@@ -14,7 +14,7 @@ import stat
 from capture.intake import Intake
 from capture.pcm import SAMPLE_BYTES, converter
 from capture.ring import Patience
-from common.settings import Source, UserError, pace
+from common.settings import Source, UserError, pace, sound_path
 
 READ_BYTES = 65536  # what a pipe holds
 POLL_MS = 200
@@ -31,7 +31,7 @@ class Pipe:
             if not pace(source):
                 raise UserError(f"source {source.name}: pace max needs a regular file, and {source.path} is none")
             try:
-                self.fd = os.open(source.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                self.fd = os.open(sound_path(source.path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError as e:
                 raise UserError(f"{source.path}: {e.strerror}") from None
         elif os.isatty(fd):
@@ -89,7 +89,7 @@ class Pipe:
 def is_pipe(path: str) -> bool:
     """A FIFO or a device: it cannot be read again. What is not there is for a file's complaint."""
     try:
-        mode = os.stat(path).st_mode
+        mode = os.stat(sound_path(path)).st_mode
     except OSError:
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)

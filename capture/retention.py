@@ -3,7 +3,7 @@
 Who has read how far is heard in the feed's beat, without waiting for it: no beat for 5 s, nothing is deleted. Unread
 audio goes only by the age limit a person set. The newest file of an open stream stays: it tells where the stream ends.
 Captions make audio read; whoever else reads it is waited for, but not so long that the disk fills up or an age that a
-person set means nothing.
+person set means nothing. What cannot be deleted is said once and tried again; it keeps nobody from the rest.
 """
 
 from __future__ import annotations
@@ -86,9 +86,14 @@ class Retention:
     def __init__(self, streams: Path, source: str, limits: RetentionSettings, readers: Mapping[str, int]) -> None:
         self.streams, self.source, self.limits, self.readers = streams, source, limits, readers
         self._journal = ""
+        # Stream -> when it began. One that was purged and is captured again has the same name, and has nothing of what
+        # was known of the first.
+        self._began: dict[str, int] = {}
         # Stream -> read by everybody up to here, and by captions; the beat names a few at a time.
         self._upto: dict[str, tuple[int, int]] = {}
         self.unheard = 0  # files of the last sweep that had their captions, and no more than that
+        self.refused: dict[Path, str] = {}  # what the last sweep could not delete or look into, and why, if new
+        self._known: dict[Path, str] = {}  # the same of all sweeps
         self._heard_at = float("-inf")
         self._emptied: set[str] = set()  # ended and without audio: nothing will ever be due there
 
@@ -104,7 +109,7 @@ class Retention:
 
     def sweep(self, now: float, disk_full: bool = False, pressing: bool = False) -> list[Path]:
         """Delete what is due; with a full disk no more than is needed for a while. `now`: monotonic clock."""
-        self.unheard = 0
+        self.unheard, self.refused = 0, {}
         if now - self._heard_at > BEAT_WITHIN_S:
             return []
         clocks, gone, freed = backlog.anchor_now(0), list[Path](), 0
@@ -115,40 +120,69 @@ class Retention:
             upto, captioned = self._upto.get(stream, (0, 0))
             if not due(candidate, upto, wall_s, self.limits, disk_full, captioned, pressing):
                 continue
-            candidate = by_boot_clock(candidate, backlog.anchors(self.streams / stream), clocks)
-            if due(candidate, upto, wall_s, self.limits, disk_full, captioned, pressing):
-                candidate.path.unlink(missing_ok=True)  # another capture may have been faster
-                gone.append(candidate.path)
-                self.unheard += upto < candidate.end <= captioned
-                freed += candidate.size
+            with self._one(candidate.path):
+                candidate = by_boot_clock(candidate, backlog.anchors(self.streams / stream), clocks)
+                if due(candidate, upto, wall_s, self.limits, disk_full, captioned, pressing):
+                    candidate.path.unlink(missing_ok=True)  # another capture may have been faster
+                    gone.append(candidate.path)
+                    self.unheard += upto < candidate.end <= captioned
+                    freed += candidate.size
         self._finish_removals(wall_s)
         return gone
 
+    def waiting(self) -> set[str]:
+        """Streams that have files to delete, sooner or later."""
+        return {stream for stream, _ in self._candidates()}
+
+    @contextlib.contextmanager
+    def _one(self, path: Path) -> Iterator[None]:
+        """What a disk or somebody's permissions refuse here must not keep us from everything else."""
+        try:
+            yield
+        except FileNotFoundError:  # deleted meanwhile
+            return
+        except OSError as e:
+            why = e.strerror or str(e)
+            if self._known.get(path) != why:
+                self._known[path] = self.refused[path] = why
+
     def _candidates(self) -> Iterator[tuple[str, Candidate]]:
-        for folder in backlog.streams(self.streams):
-            if folder.name in self._emptied:
-                continue
+        folders = list[Path]()
+        with self._one(self.streams):
+            folders = backlog.streams(self.streams)
+        for folder in folders:
             meta = backlog.read_meta(folder)
-            if meta is None or not (meta.ended or meta.source == self.source):
+            if meta and self._began.setdefault(folder.name, meta.started_ns) != meta.started_ns:
+                self._began[folder.name] = meta.started_ns
+                self._upto.pop(folder.name, None)
+                self._emptied.discard(folder.name)
+            if folder.name in self._emptied or meta is None or not (meta.ended or meta.source == self.source):
                 continue
-            files = backlog.audio_files(folder)
-            if meta.ended and not files:
-                self._emptied.add(folder.name)
+            files = list[tuple[int, Path]]()
+            with self._one(folder):
+                files = backlog.audio_files(folder)
+                if meta.ended and not files:
+                    self._emptied.add(folder.name)
             for first, path in files if meta.ended else files[:-1]:
-                with contextlib.suppress(FileNotFoundError):
+                with self._one(path):
                     info = os.stat(path)
                     end = first + info.st_size // backlog.BYTES
                     yield folder.name, Candidate(path, end, info.st_mtime, info.st_size)
 
     def _finish_removals(self, wall_s: float) -> None:
-        for grave in self.streams.glob(".*.removed-*"):
-            with contextlib.suppress(OSError):
-                if wall_s - grave.stat().st_ctime > GRAVE_S:
-                    shutil.rmtree(grave)
+        with self._one(self.streams):
+            for grave in self.streams.glob(".*.removed-*"):
+                with self._one(grave):
+                    if wall_s - grave.stat().st_ctime > GRAVE_S:
+                        shutil.rmtree(grave)
 
 
-def say_unheard(log: Log, retention: Retention) -> None:
-    """It will not be known who speaks there, and why must not be a riddle."""
-    if retention.unheard:
+def say_swept(log: Log, retention: Retention, gone: list[Path], **fields: bool) -> None:
+    """What the last sweep did, and could not do for the first time."""
+    if gone:
+        log.info("audio removed", files=len(gone), first=str(gone[0]), **fields)
+    for path, why in list(retention.refused.items())[:1]:
+        log.warning("audio cannot be removed", files=len(retention.refused), first=str(path), error=why)
+    if retention.unheard:  # it will not be known who speaks there, and why must not be a riddle
         others = ", ".join(sorted(set(retention.readers) - {COVERAGE_PRODUCER}))
         log.warning("audio removed that has captions, but was not heard by all", files=retention.unheard, others=others)

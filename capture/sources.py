@@ -22,7 +22,7 @@ class Input(Protocol):
         """sha256 of a batch file; empty when asked to stop meanwhile."""
 
     def changed_ns(self) -> int:
-        """Wall clock of the file's last change; 0 where there is no file."""
+        """The file's own time of its last change; 0 where there is no file."""
 
     def run(self, intake: Intake) -> str:
         """Put all samples into the intake. Returns why it ended, "" when it was asked to stop. Raises UserError."""

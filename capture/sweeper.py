@@ -9,9 +9,9 @@ import time
 
 import msgspec
 
-from capture.retention import BEAT_WITHIN_S, Retention, say_unheard
-from common import backlog, topology, wire
+from capture.retention import BEAT_WITHIN_S, Retention, say_swept
 from common import messages as m
+from common import topology, wire
 from common.process import Process, arguments, main
 
 LONGEST_S = 600.0
@@ -25,8 +25,7 @@ def run(process: Process) -> None:
     retention = Retention(settings.streams, "", settings.retention, readers)  # of no source: what is open is left alone
     beats = wire.subscriber([wire.ipc(settings, "pub")], ["beat"], hwm=10)
     poller = wire.poller(beats)
-    ended = [p for p in backlog.streams(settings.streams) if (meta := backlog.read_meta(p)) and meta.ended]
-    unnamed = {p.name for p in ended if backlog.audio_files(p)}
+    unnamed = retention.waiting()
     began = heard = time.monotonic()
     while (
         unnamed and not process.stopping and (now := time.monotonic()) < min(heard + BEAT_WITHIN_S, began + LONGEST_S)
@@ -40,9 +39,7 @@ def run(process: Process) -> None:
             heard = now
             retention.hear(beat, now)
             unnamed -= set(beat.streams)
-    if gone := retention.sweep(time.monotonic()):
-        process.log.info("audio removed", files=len(gone), first=str(gone[0]))
-        say_unheard(process.log, retention)
+    say_swept(process.log, retention, retention.sweep(time.monotonic()))
     beats.close()
 
 

@@ -14,15 +14,17 @@ from collections.abc import Callable
 
 from capture.intake import Intake
 from capture.ring import Ring
-from capture.streams import Stream
+from capture.streams import NO_SPACE, Stream
 from common import backlog
 from common.process import Log
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-
 
 class StreamRemoved(Exception):
-    """The stream's folder was deleted (purged) while it was written."""
+    """The stream's folder was deleted (purged) while it was written; or all are `away`, as their disk is."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream.name)
+        self.away = stream.away
 
 
 class WriterThread(threading.Thread):
@@ -63,7 +65,7 @@ class WriterThread(threading.Thread):
                 self.log.info("stream ended", stream=self.stream.name, end=self.end, reason=reason)
         except OSError as e:
             if e.errno == errno.ENOENT and self.stream and self.stream.folder and not self.stream.folder.exists():
-                raise StreamRemoved(self.stream.name) from None
+                raise StreamRemoved(self.stream) from None
             if e.errno not in NO_SPACE:
                 raise
             self._full(e)
@@ -78,8 +80,11 @@ class WriterThread(threading.Thread):
         """Everything the ring held when we came, then one fdatasync. True when the end moved."""
         if self.stream is None:
             return False
-        for name in self.stream.end_stale():
-            self.log.info("stream ended", stream=name, reason="not resumed")
+        for name, error in self.stream.end_stale().items():
+            if error:
+                self.log.warning("stream cannot be ended", stream=name, error=error)
+            else:
+                self.log.info("stream ended", stream=name, reason="not resumed")
         upto = self.ring.end
         run = self.ring.first()
         if self._backlog is None and (run or self.stream.meta):
@@ -88,7 +93,7 @@ class WriterThread(threading.Thread):
         if self._backlog is None:
             return False
         if self._backlog.removed():
-            raise StreamRemoved(self.stream.name)
+            raise StreamRemoved(self.stream)
         before = self.end
         try:
             while run and run.start < upto:
@@ -108,7 +113,7 @@ class WriterThread(threading.Thread):
             self._backlog.sync()
             self.end = self._backlog.end
         anchor = self.intake.anchor
-        if anchor and anchor.sample <= self.end and self.stream.lane == "live":
+        if anchor and anchor.sample <= self.end:
             self._backlog.anchor(anchor)
             if self.intake.anchor is anchor:
                 self.intake.anchor = None

@@ -11,8 +11,10 @@ while capture is dead. After a kill the files hold everything that was written; 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +24,8 @@ import msgspec
 from common.messages import SAMPLE_RATE, UNDECODABLE, Span
 
 BYTES = 2  # per sample
-TAIL_BYTES = 4096  # many lines of anchors.jsonl
+TAIL_BYTES = 4096  # many lines of anchors.jsonl, and of gaps.jsonl
+LONGEST_NAME = 255  # bytes, of a file
 GONE = "audio removed before it was read"
 T = TypeVar("T")
 
@@ -36,6 +39,7 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     origin: str  # where the samples come from, for people
     started_ns: int  # wall clock of sample 0
     resumable: bool  # a file: goes on at its sample after an outage; else the hole is recorded
+    changed_ns: int = 0  # the file's time of last change: with another it is another file; 0: no file, or not told
     language: str = ""  # auto, a code, or empty: as in the settings
     glossary: tuple[str, ...] = ()  # names and terms to expect, beside those of the settings
     ended: bool = False
@@ -79,14 +83,25 @@ def read_meta(folder: Path) -> Meta | None:
 
 
 def write_meta(folder: Path, meta: Meta) -> None:
-    """Replace meta.json durably."""
-    replace_file(folder / "meta.json", msgspec.json.encode(meta), durable=True)
+    """Replace meta.json durably. Several captures may do it at once: to end a stream that nobody goes on with."""
+    replace_file(folder / "meta.json", msgspec.json.encode(meta), durable=True, alone=False)
 
 
-def replace_file(path: Path, data: bytes, durable: bool) -> None:
-    """Write + rename: a reader sees the old or the new content. `durable` also outlives the machine."""
-    new = path.with_name(path.name + ".new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+def tidy_meta(folder: Path) -> None:
+    """Remove what a `write_meta` left that was killed."""
+    for left in folder.glob("meta.json*.new"):
+        with contextlib.suppress(OSError):
+            left.unlink()
+
+
+def replace_file(path: Path, data: bytes, durable: bool, mode: int = 0o600, alone: bool = True) -> None:
+    """Write + rename: a reader sees the old or the new content. `durable` also outlives the machine. Raises OSError.
+
+    Not `alone`: others may do the same at this moment, each with a temporary file of its own; somebody has to tidy up.
+    """
+    end = ".new" if alone else f".{threading.get_native_id()}.new"
+    new = path.with_name(os.fsdecode(os.fsencode(path.name)[: LONGEST_NAME - len(end)]) + end)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         view = memoryview(data)
         while view:  # a nearly full disk takes a part and refuses the rest: never rename half a file
@@ -109,9 +124,10 @@ def sync_dir(folder: Path) -> None:
 
 
 def streams(root: Path) -> list[Path]:
-    """Folders of all streams, oldest name first; what is being removed is hidden and not among them."""
+    """Folders of all streams, oldest name first; what is being removed is hidden and not among them, and neither is
+    what may not be entered: `lost+found` of a disk of its own."""
     try:
-        return sorted(p for p in root.iterdir() if p.name[0] != "." and (p / "meta.json").exists())
+        return sorted(p for p in root.iterdir() if p.name[0] != "." and os.path.exists(p / "meta.json"))
     except FileNotFoundError:
         return []
 
@@ -135,6 +151,12 @@ def _lines(path: Path, kind: type[T], tail: int = 0) -> list[T]:
 
 def holes(folder: Path) -> list[Hole]:
     return _lines(folder / "gaps.jsonl", Hole)
+
+
+def _holes_after(folder: Path, position: int) -> list[Hole]:
+    """At least those that end after `position`; for one near the head most are left unread."""
+    last = _lines(folder / "gaps.jsonl", Hole, tail=TAIL_BYTES)
+    return last if last and last[0].start <= position else holes(folder)
 
 
 def anchors(folder: Path) -> list[Anchor]:
@@ -180,8 +202,9 @@ def written(folder: Path) -> int:
 def proven(folder: Path) -> int:
     """What was captured up to here, whatever became of the audio files: an anchor or a hole is written after the
     samples before it are on the disk."""
-    last = _lines(folder / "anchors.jsonl", Anchor, tail=TAIL_BYTES)[-1:]
-    return max([0, *(a.sample for a in last), *(h.end for h in holes(folder))])
+    anchor = _lines(folder / "anchors.jsonl", Anchor, tail=TAIL_BYTES)[-1:]
+    hole = _lines(folder / "gaps.jsonl", Hole, tail=TAIL_BYTES)[-1:]  # each begins at or after the end of the last one
+    return max([0, *(a.sample for a in anchor), *(h.end for h in hole)])
 
 
 def last_write_ns(folder: Path) -> int:
@@ -271,7 +294,7 @@ class Reader:
 
     def _tail(self, position: int) -> Chunk:
         """At the end of the files: a recorded hole that no audio follows yet, audio that was deleted, or nothing."""
-        for h in holes(self.folder):
+        for h in _holes_after(self.folder, position):
             if h.start <= position < h.end:
                 if audio_files(self.folder) != self._files:  # audio came while we looked: read that first
                     self._files = []
@@ -288,7 +311,7 @@ class Reader:
 
     def _missing(self, position: int, end: int) -> Chunk:
         """No file holds `position`; one begins at `end`. Recorded holes and removed audio are told apart."""
-        for h in holes(self.folder):
+        for h in _holes_after(self.folder, position):
             if h.start <= position < h.end:
                 return Chunk(start=position, hole_end=min(end, h.end), reason=h.reason)
             if position < h.start < end:

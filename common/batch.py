@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from common import backlog, topology, wire
 from common import messages as m
 from common.feed_client import FeedClient
 from common.given_sources import plain_name
-from common.settings import Settings, Source
+from common.launch import NAME, PRIVATE
+from common.settings import Settings, Source, UserError
 
 AT_ONCE = 2  # captures: while one file is transcribed the next is made ready
 ASK_EVERY_S = 0.25
@@ -35,9 +37,13 @@ class Job:
     """One file."""
 
     def __init__(self, path: Path, streams: Path, language: str = "") -> None:
-        """Raises OSError."""
+        """Raises OSError, UserError."""
         self.path = path
         digest = _sha256(path)
+        try:
+            str(path.absolute()).encode()
+        except UnicodeEncodeError:
+            raise UserError("its path is not UTF-8; rename it") from None
         self.name = f"{plain_name(path.stem, 23)}.{digest[:8]}"
         for folder in backlog.streams(streams):  # the same sound under another name of its file
             meta = backlog.read_meta(folder)
@@ -90,10 +96,18 @@ class Batch:
         self._told_at = 0.0  # when it last did, since somebody waits for it
         self._orders: list[m.Command] = []
         self._ask_at = self._order_at = 0.0
+        self._asked = self._told_of = 0  # questions to the launcher so far; the one that `states` answers
+        self._added = set[str]()  # sources that the launcher has because of us
+        self._sure_from: dict[str, int] = {}  # by source: the first question after its order was carried out
 
     @property
     def over(self) -> bool:
         return bool(self.fatal) or all(job.settled for job in self.jobs)
+
+    @property
+    def private(self) -> bool:
+        """The launcher is that of a `transcribe`, ours or another one."""
+        return self.states.get(NAME) == PRIVATE
 
     @property
     def wants_work(self) -> bool:
@@ -128,9 +142,9 @@ class Batch:
         return Place(read, max(read, stream.audio_head), stream.ended)
 
     def release_all(self) -> None:
-        """Captures that are under way end; they go on when they are asked for again."""
+        """Captures that we began end; they go on when they are asked for again."""
         for job in self.jobs:
-            if job.state == "capturing":
+            if job.state == "capturing" and job.name in self._added:
                 self._send("release", name=job.name)
         deadline = time.monotonic() + ANSWER_S
         while self._orders and time.monotonic() < deadline:
@@ -155,9 +169,9 @@ class Batch:
             job.state = "failed"
             return True
         state = self.states.get(f"capture@{job.name}", "")
-        if job.state == "waiting" and sum(j.state == "capturing" for j in self.jobs) < AT_ONCE:
+        if job.state == "waiting" and self.states and sum(j.state == "capturing" for j in self.jobs) < AT_ONCE:
             job.state = "capturing"
-            self._send("capture", source=msgspec.json.encode(job.source).decode())
+            self._order_capture(job)
         elif job.state == "capturing" and state.startswith("cannot run: "):
             self._release(job)
             job.state, job.problem = "failed", state.removeprefix("cannot run: ")
@@ -169,7 +183,15 @@ class Batch:
         elif job.state == "capturing" and (state == "finished" or self._captured(job)):
             self._release(job)
             job.state = "reading"
+        elif job.state == "capturing" and not state and self._told_of >= self._sure_from.get(job.name, 1):
+            self._order_capture(job)  # another command released it, or this is another launcher
         return False
+
+    def _order_capture(self, job: Job) -> None:
+        if f"capture@{job.name}" not in self.states:
+            self._added.add(job.name)
+        self._sure_from[job.name] = sys.maxsize
+        self._send("capture", source=msgspec.json.encode(job.source).decode())
 
     def _captured(self, job: Job) -> bool:
         meta = backlog.read_meta(self.settings.streams / job.stream)
@@ -193,12 +215,13 @@ class Batch:
         if self._orders and now >= self._order_at and self._order.ask(self._orders[0]):
             self._order_at = now + ANSWER_S
         if isinstance(answer := self._status.answer(), m.Done):
-            self.states = json.loads(answer.detail)
+            self.states, self._told_of = json.loads(answer.detail), self._asked
             words = self.states.get(topology.COVERAGE_PRODUCER, "")
             if words.startswith("cannot run: "):
                 self.fatal = f"{topology.COVERAGE_PRODUCER} {words}"
         if now >= self._ask_at and self._status.ask(m.Command(id=uuid.uuid4().hex, verb="status")):
             self._ask_at = now + ASK_EVERY_S
+            self._asked += 1
 
     def _ask_for_turns(self, now: float) -> None:
         """Whether the diarizer is through with a file that is waited for: its place says so, at the very end, and then
@@ -219,7 +242,7 @@ class Batch:
                 self._known.add(job.stream)
         if self.speakers and self.states.get(topology.DIARIZER, "").startswith("cannot run: "):
             self.fatal = f"{topology.DIARIZER} {self.states[topology.DIARIZER]}"
-        if waiting and "viewer" in self.states and topology.DIARIZER not in self.states:  # not another command's own
+        if waiting and self.states and not self.private and topology.DIARIZER not in self.states:
             self.fatal = (
                 "the running system was started with speakers.enabled=false; leave --speakers out, or restart it"
             )
@@ -234,6 +257,11 @@ class Batch:
     def _taken(self, name: str, answer: m.Answer) -> None:
         """The launcher has the source, or says why not."""
         self.states.pop(f"capture@{name}", None)
+        self._sure_from[name] = self._asked + 1
+        if isinstance(answer, m.Refused):
+            self._added.discard(name)
         for job in self.jobs:
             if job.name == name and not job.settled and isinstance(answer, m.Refused):
                 job.state, job.problem = "refused", f"not taken up: {answer.reason}"
+                if answer.retry_after_s:  # it is ending: whatever comes after it has the file
+                    job.state, job.problem = "waiting", ""

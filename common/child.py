@@ -25,7 +25,6 @@ from common.process import holder
 from common.settings import Settings, Source, UserError
 
 LOG_BYTES = 10 * 1024 * 1024
-NOT_BY_SOURCE = ("stopped", "not resumed")  # end_reason of a live stream that was ended by order, or given up
 
 
 class Want(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,8 +77,8 @@ def want_capture(source: Source, passed: Sequence[str]) -> Want:
 
 
 def sweeper(passed: Sequence[str]) -> Want:
-    """Not in the table: it runs for seconds, once an hour, where no capture runs that would delete old audio."""
-    return Want(name="sweeper", command=("-m", "capture.sweeper", *passed))
+    """Where no capture runs that would delete old audio."""
+    return Want(name=topology.SWEEPER.name, command=("-m", topology.SWEEPER.module, *passed))
 
 
 def running(run: Path, but: Sequence[str] = ()) -> dict[str, int]:
@@ -101,7 +100,6 @@ class Life:
         self.pid, self.fd, self.child = pid, fd, child
         self.log, self.log_at = log, log_at  # its lines begin at byte `log_at`
         self.began = time.monotonic()
-        self.began_ns = time.time_ns() if child else 0  # wall clock; 0: before we came
         self.up = child is None  # holds its name
         self.ours = False  # we told it to end
         self.kill_at = inf
@@ -192,18 +190,3 @@ class Life:
             line = [*plain, *to_user, ""][-2] if plain else ""
             return line.removeprefix("swapscribe: ").removeprefix(f"{name}: ")[:300]
         return ""
-
-
-def source_ended(settings: Settings, source: str, since_ns: int = 0, written_ns: int = 0) -> bool:
-    """Did the source come to its end? An adopted capture leaves no exit status, one killed after its last write a
-    misleading one: its newest stream tells, begun since `since_ns` and its end written since `written_ns`."""
-    found = [(meta, p) for p in backlog.streams(settings.streams) if (meta := backlog.read_meta(p))]
-    mine = [(meta, p) for meta, p in found if meta.source == source and meta.started_ns >= since_ns]
-    if not mine:
-        return False
-    newest, folder = max(mine, key=lambda one: one[0].started_ns)
-    try:
-        written = (folder / "meta.json").stat().st_mtime_ns
-    except FileNotFoundError:  # purged meanwhile
-        return False
-    return newest.ended and newest.end_reason not in NOT_BY_SOURCE and written >= written_ns

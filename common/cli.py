@@ -6,10 +6,7 @@ Every mistake is one line and status 2. Imports are inside the commands, so that
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -17,21 +14,27 @@ import click
 from common import cli_gpu
 from common.cli_capture import capture, sources
 from common.cli_data import doctor, keys, models, purge, retry, streams
+from common.cli_demo import demo
+from common.cli_export import export
 from common.cli_minutes import summaries, summarize
 from common.cli_simulate import simulate
 from common.cli_speakers import speakers
 from common.cli_transcribe import transcribe
-from common.settings import Settings, UserError, load
+from common.cli_units import units
+from common.settings import Settings, UserError, full_path, load
 
 if TYPE_CHECKING:
     from common.launch import Launcher
+
+PRIVATE_ENDS_S = 5.0  # a `transcribe` that is done
 
 
 class Given:
     """The global options, the settings they load, and the options that load the same settings in a child."""
 
     def __init__(self, config: str | None, overrides: tuple[str, ...], data: str | None) -> None:
-        self.config, self.overrides = config, overrides + ((f"data_dir={Path(data).absolute()}",) if data else ())
+        where = (f"data_dir={full_path(data)}",) if data else ()
+        self.config, self.overrides = config, overrides + where
 
     def settings(self, *more: str) -> Settings:
         return load(self.config, self.overrides + more)
@@ -85,6 +88,10 @@ def main() -> NoReturn:
     except BrokenPipeError:  # the reader of our output has gone; nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except UnicodeEncodeError as e:  # a word that we were given
+        if e.encoding != "utf-8":
+            raise
+        line, status = f"{e.object!r} is not UTF-8", EXIT_USER_ERROR
     except OSError as e:
         line, status = f"{e.filename or 'system'}: {e.strerror or e}", EXIT_USER_ERROR
     print("swapscribe: " + " ".join(line.split()), file=sys.stderr)
@@ -124,6 +131,7 @@ def run_all(given: Given, whats: tuple[str, ...]) -> None:
     from common.given_sources import describe
     from common.guests import Guests
     from common.launch import NAME, Launcher
+    from common.orders import private, until
     from common.process import NameTaken, holder
 
     settings = given.settings()
@@ -131,7 +139,7 @@ def run_all(given: Given, whats: tuple[str, ...]) -> None:
     more: tuple[str, ...] = (f"profile={pick.name}",)
     settings.data.mkdir(parents=True, exist_ok=True)
     run = wire.run_dir(settings)
-    if pid := holder(run, NAME):
+    if (pid := holder(run, NAME)) and not (private(settings) and until(lambda: not holder(run, NAME), PRIVATE_ENDS_S)):
         raise NameTaken(NAME, pid)
     news(f"profile {pick.name}: {pick.why}")
     first = sources(settings, whats)
@@ -158,49 +166,6 @@ def run_all(given: Given, whats: tuple[str, ...]) -> None:
     table = wants(settings, passed, first)
     guests = Guests(run, lambda source: want_capture(source, passed), first, settings.transcriber.model)
     Launcher(settings, table, news, each_turn, sweeper(passed), guests).run()
-
-
-@cli.command()
-@click.option("--pace", default="realtime", show_default=True, help="realtime, max, or a factor such as 4")
-@click.option("--keep", is_flag=True, help="keep the recording and journal it makes")
-@click.pass_obj
-def demo(given: Given, pace: str, keep: bool) -> None:
-    """Play the bundled recording through everything in a data folder of its own; ends by itself.
-
-    Status 1 when a second of it stayed without text, silence or a reason why it was suppressed.
-    """
-    import json
-
-    from common import auto, console, wire
-    from common.child import wants
-    from common.launch import Launcher
-
-    pick = auto.resolve(given.settings)
-    data = given.settings().data / f"demo-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}"
-    more: tuple[str, ...] = (
-        f"profile={pick.name}",
-        f"data_dir={data}",
-        "source=" + json.dumps([console.recording(pace)]),
-        f"viewer.port={console.free_port()}",
-    )
-    tight, line = console.tight_card(given.settings(*more))
-    more += tight
-    settings = given.settings(*more)
-    data.mkdir(parents=True)
-    news(f"demo: {console.RECORDING.name} at pace {pace}; ends by itself")
-    if line:
-        news(line)
-    for line in console.addresses(settings):
-        news(line)
-    watch = console.Demo(settings, say)
-    Launcher(settings, wants(settings, given.passed(*more)), news, watch.turn).run()
-    good = watch.summary(news)
-    if keep or not good:
-        news(f"its recording, journal and logs: {data}")
-    else:
-        shutil.rmtree(wire.run_dir(settings), ignore_errors=True)
-        shutil.rmtree(data, ignore_errors=True)
-    sys.exit(0 if good else 1)
 
 
 @cli.command()
@@ -322,17 +287,18 @@ def status(given: Given) -> None:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="every event as one JSON line")
 @click.option("--from", "after", type=int, metavar="SEQ", help="begin with this event; 1 is the first (default: now)")
+@click.option("--lang", "languages", multiple=True, metavar="CODE", help="of translations only this; repeatable")
 @click.pass_obj
-def tail(given: Given, as_json: bool, after: int | None) -> None:
-    """Follow the captions."""
+def tail(given: Given, as_json: bool, after: int | None, languages: tuple[str, ...]) -> None:
+    """Follow the captions, and their translations."""
     from common import console
 
-    console.tail(given.settings(), as_json, after, say)
+    console.tail(given.settings(), as_json, after, languages)
 
 
 for one in (
-    *(capture, transcribe, models, doctor, retry, summarize, summaries, speakers, purge, streams, keys, simulate),
-    cli_gpu.gpu,
+    *(demo, capture, transcribe, export, models, doctor, retry, summarize, summaries, speakers, purge, streams, keys),
+    *(simulate, units, cli_gpu.gpu),
 ):
     cli.add_command(one)
 

@@ -40,6 +40,7 @@ def capture(given: Given, whats: tuple[str, ...], ended: tuple[str, ...], langua
     """
     from common import wire
     from common.launch import NAME
+    from common.orders import private
     from common.process import holder
 
     if bool(whats) == bool(ended):
@@ -47,7 +48,8 @@ def capture(given: Given, whats: tuple[str, ...], ended: tuple[str, ...], langua
     if language:
         check_language(language, "--language")
     settings = given.settings()
-    runs = holder(wire.run_dir(settings), NAME)
+    run = wire.run_dir(settings)
+    runs = holder(run, NAME)
     for name in ended:
         if not runs:
             raise UserError(NO_LAUNCHER.format(settings.data))
@@ -63,7 +65,7 @@ def capture(given: Given, whats: tuple[str, ...], ended: tuple[str, ...], langua
     if language:
         whats = tuple(what if " language=" in what else f"{what} language={language}" for what in whats)
     chosen = sources(configured, whats)
-    alone = here or not runs or any(s.kind == "stdin" for s in chosen)
+    alone = here or not runs or any(s.kind == "stdin" for s in chosen) or private(settings)
     if not alone:
         for source in chosen:
             click.echo(add(settings, source))

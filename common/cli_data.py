@@ -5,22 +5,19 @@ Content is changed only by events and requests to the feed, so a killed command 
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from common.settings import Settings, UserError
+from common.settings import NO_FEED, Settings, UserError
 
 if TYPE_CHECKING:
     from common.cli import Given
-    from common.messages import Body
-
-NO_FEED = "the feed does not answer; see: swapscribe status"
 
 
 @click.command()
@@ -52,7 +49,7 @@ def samples(text: str) -> int:
         parts = [float(p) for p in text.split(":")]
     except ValueError:
         parts = [-1.0]
-    if len(parts) > 3 or min(parts) < 0:
+    if len(parts) > 3 or not all(0 <= p < math.inf for p in parts):
         raise UserError(f"{text!r} is no time; write seconds (83.5) or minutes:seconds (1:23.5)")
     seconds = 0.0
     for p in parts:
@@ -69,14 +66,15 @@ def retry(given: Given, stream: str, start: str, end: str | None) -> None:
     """Transcribe the failed parts of a stream again."""
     from common import backlog
     from common import messages as m
-    from common.feed_client import replay
+    from common.feed_client import replay, say
     from common.wire import Unreachable
 
     settings = given.settings()
     folder = settings.streams / stream
     if backlog.read_meta(folder) is None:
         raise UserError(f"no stream {stream!r} with audio; there are: swapscribe streams")
-    span = (samples(start), samples(end) if end else backlog.head(folder))
+    head = backlog.head(folder)
+    span = (samples(start), min(samples(end), head) if end else head)
     if span[0] >= span[1]:
         raise UserError(f"nothing lies between {start} and {end or 'the end'}")
     try:
@@ -90,27 +88,6 @@ def retry(given: Given, stream: str, start: str, end: str | None) -> None:
         raise UserError(f"nothing failed in {stream} that could be tried again")
     say(settings, stream, m.Retry(span=span))
     click.echo(f"{stream}: {count} failed part{'s' * (count > 1)} will be transcribed again")
-
-
-def say(settings: Settings, stream: str, body: Body) -> None:
-    """Journal what a person wants."""
-    from common import messages as m
-    from common.feed_client import Appender
-    from common.wire import Unreachable
-
-    appender = Appender(settings, f"cli.{uuid.uuid4().hex[:12]}")
-    try:
-        for attempt in range(3):  # the producer's name is new, so that the same append twice is one event
-            try:
-                answer = appender.append(stream, 0, events=(body,))
-                break
-            except Unreachable:
-                if attempt == 2:
-                    raise UserError(NO_FEED) from None
-    finally:
-        appender.close()
-    if isinstance(answer, m.Refused):
-        raise UserError(f"refused: {answer.reason}")
 
 
 @click.command()
@@ -220,8 +197,9 @@ def models_list(given: Given) -> None:
         click.echo(f"\nprofile {p}: {profile.doc}")
         needed = store.of_profile(p)
         click.echo(f"  needs {', '.join(_with_state(settings, n) for n in needed)}")
-        if profile.later:
-            click.echo(f"  and when their workers exist: {', '.join(_with_state(settings, n) for n in profile.later)}")
+        later = store.with_targets(store.only_profile(p))
+        if later:
+            click.echo(f"  and with translate.targets: {', '.join(_with_state(settings, n) for n in later)}")
 
 
 def _with_state(settings: Settings, name: str) -> str:

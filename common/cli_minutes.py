@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from common.cli_data import NO_FEED, say
-from common.settings import Settings, UserError
+from common.settings import NO_FEED, Settings, UserError
 
 if TYPE_CHECKING:
     from common.cli import Given
@@ -28,6 +27,7 @@ def summarize() -> None:
 def summarize_now(given: Given, stream: str | None) -> None:
     """Want minutes of a stream now (default: the one that is open, or the last one)."""
     from common import messages as m
+    from common.feed_client import say
 
     settings = given.settings()
     if not settings.summary.enabled:

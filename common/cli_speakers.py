@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from common.cli_data import NO_FEED, say
-from common.settings import Settings, UserError
+from common.settings import NO_FEED, Settings, UserError, full_path
 
 if TYPE_CHECKING:
     from common.cli import Given
@@ -60,6 +59,7 @@ def speakers_list(given: Given, stream: str | None) -> None:
 def speakers_rename(given: Given, speaker: str, name: str, stream: str | None) -> None:
     """Call a speaker (S1, or the present name) by a name; "" takes the name back."""
     from common import messages as m
+    from common.feed_client import say
     from common.voiceprints import proper_name
 
     try:
@@ -81,6 +81,7 @@ def speakers_rename(given: Given, speaker: str, name: str, stream: str | None) -
 def speakers_merge(given: Given, speaker: str, into: str, stream: str | None) -> None:
     """Two speakers are one: what SPEAKER said and will say is INTO's."""
     from common import messages as m
+    from common.feed_client import say
 
     settings = given.settings()
     chosen, join = joined(settings, stream)
@@ -97,8 +98,6 @@ def speakers_merge(given: Given, speaker: str, into: str, stream: str | None) ->
 @click.pass_obj
 def speakers_enroll(given: Given, file: str, name: str) -> NoReturn:
     """Know a voice by a recording of it alone, in every stream from now on; the voiceprint stays on this machine."""
-    from pathlib import Path
-
     from common.voiceprints import proper_name
 
     try:
@@ -107,7 +106,7 @@ def speakers_enroll(given: Given, file: str, name: str) -> NoReturn:
         raise UserError(str(e)) from None
     if not proper:
         raise UserError("--name is empty: say who speaks in it")
-    path = Path(file).expanduser().absolute()
+    path = full_path(file)
     try:
         path.open("rb").close()
     except OSError as e:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from common.settings import Settings, UserError, check_language
+from common.settings import Settings, Source, UserError, check_language
 
 if TYPE_CHECKING:
     from common.batch import Batch
+    from common.child import Want
     from common.cli import Given
     from common.launch import Launcher
     from common.transcripts import Output, Progress
@@ -27,7 +28,7 @@ PRIVATE = ("feed", "arbiter", "transcriber")
 WHO = ("diarizer",)  # with --speakers
 SYSTEM_GONE_S = 10.0
 INTERRUPTED = 130
-FORMATS = ("txt", "srt", "vtt", "json")
+FORMATS = ("txt", "srt", "vtt", "json", "md", "rttm")
 
 
 @click.command()
@@ -61,6 +62,8 @@ def transcribe(
         raise UserError(f"--words needs --format json; {form} has no place for them")
     if len(files) > 1 and not out and form in ("srt", "vtt"):
         raise UserError(f"several files as {form} need --out DIR: on standard output nobody could tell them apart")
+    if form == "rttm" and not speakers:
+        raise UserError("rttm is who speaks when: it needs --speakers")
     if language:
         check_language(language, "--language")
     settings = given.settings()
@@ -80,8 +83,10 @@ class Work:
     ) -> None:
         self.given, self.language, self.output, self.progress, self.again = given, language, output, progress, again
         self.speakers = speakers
+        self.same_command = "without --again the same command" if again else "the same command"
         self.settings = given.settings()
-        self.interrupted = False
+        self.interrupted = self.agreed = False
+        self.asked_at = 0.0  # since when a running transcriber could have said how it works
 
     def run(self) -> int:
         """Exit status."""
@@ -101,19 +106,19 @@ class Work:
                     continue
         self.progress.clear()
         if self.interrupted:
-            print("swapscribe: interrupted; the same command goes on from here", file=sys.stderr)
+            print(f"swapscribe: interrupted; {self.same_command} goes on from here", file=sys.stderr)
             return INTERRUPTED
         return 1 if self.output.failed else 0
 
     def _batch(self, settings: Settings) -> Batch:
         from common.batch import Batch
 
-        return Batch(settings, self.output.open_jobs, held=self.again, speakers=self.speakers)
+        return Batch(settings, self.output.open_jobs, held=True, speakers=self.speakers)
 
     def _turn(self, batch: Batch, wait_s: float) -> None:
         """One turn of the batch, and what follows from it."""
-        if batch.held and batch.heard:
-            for job in self.output.open_jobs:
+        if batch.held and batch.heard and self.agreed:
+            for job in self.output.open_jobs if self.again else ():
                 self.output.purge(job)
                 batch.forget(job.stream)
             batch.held = self.again = False
@@ -131,23 +136,48 @@ class Work:
         from common.process import holder
 
         batch, run = self._batch(self.settings), wire.run_dir(self.settings)
-        gone_at = 0.0
+        gone_at, self.agreed, self.asked_at = 0.0, False, time.monotonic()
         try:
             while not batch.over:
+                self.agreed = self.agreed or self._agree(batch, run)
                 self._turn(batch, 0.1)
                 if holder(run, NAME):
                     gone_at = 0.0
-                elif batch.states and "viewer" not in batch.states:
-                    return  # it was another command's own: go on alone
+                elif batch.private:
+                    return  # go on alone
                 elif not gone_at:
                     gone_at = time.monotonic()
                 elif time.monotonic() - gone_at > SYSTEM_GONE_S:
-                    raise UserError("the system was stopped; the same command goes on from here, alone")
+                    raise UserError(f"the system was stopped; {self.same_command} goes on from here, alone")
         except KeyboardInterrupt:
             self.interrupted = True
             batch.release_all()
         finally:
             batch.close()
+
+    def _agree(self, batch: Batch, run: Path) -> bool:
+        """The running transcriber makes the text that these settings ask for. False: that is not known yet."""
+        from common import topology
+        from common.process import holder
+        from common.profiles import AUTO
+        from common.told import differences, told
+
+        running = told(run)
+        if running is None or not batch.states:
+            now = time.monotonic()
+            self.asked_at = self.asked_at if holder(run, topology.COVERAGE_PRODUCER) else now
+            if running is None and now - self.asked_at > SYSTEM_GONE_S:
+                raise UserError("the transcriber does not say how it works; say: swapscribe restart transcriber")
+            return False
+        same_profile = (f"profile={running.profile}",) if self.settings.profile == AUTO else ()
+        mine = self.given.settings(*same_profile).transcriber
+        if self.language:  # goes with the files
+            mine = msgspec.structs.replace(mine, language=running.transcriber.language)
+        if different := differences(mine, running.transcriber):
+            cure = "wait until it is done" if batch.private else "restart it with these settings"
+            who = "another transcribe, which runs here," if batch.private else "the running system"
+            raise UserError(f"{who} has {different}; {cure}, or say the same")
+        return True
 
     def _private(self) -> None:
         """A system of our own, that ends with us whatever ends us."""
@@ -155,6 +185,9 @@ class Work:
         from common.child import want_capture, wants
         from common.guests import Guests
         from common.launch import Launcher, Slot
+
+        def want(source: Source) -> Want:
+            return msgspec.structs.replace(want_capture(source, passed), survives=False)
 
         more = ["source=[]", "summary.enabled=false", f"speakers.enabled={str(self.speakers).lower()}"]
         more.append(f"profile={auto.resolve(lambda *m: self.given.settings(*more, *m)).name}")
@@ -165,9 +198,8 @@ class Work:
         self._nobody_else(run)
         passed = self.given.passed(*more)
         table = {w.name: msgspec.structs.replace(w, survives=False) for w in wants(settings, passed)}
-        guests = Guests(run, lambda source: msgspec.structs.replace(want_capture(source, passed), survives=False))
-        guests.added.clear()
-        batch = self._batch(settings)
+        guests = Guests(run, want, private=True)
+        batch, self.agreed = self._batch(settings), True
         problem: list[UserError] = []
 
         def turn(launcher: Launcher) -> None:
@@ -186,7 +218,7 @@ class Work:
                 print(f"-- {line}", file=sys.stderr)
 
         try:
-            Launcher(settings, [table["feed"]], say, turn, guests=guests).run()
+            Launcher(settings, [table["feed"]], say, turn, guests=guests, private=True).run()
             self.interrupted = not batch.over and not problem
         finally:
             batch.close()
@@ -194,10 +226,19 @@ class Work:
             raise problem[0]
 
     def _nobody_else(self, run: Path) -> None:
-        """Ours would end with us what a killed launcher left running, live captures too."""
+        """Captures of other terminals do not matter: what they write is transcribed, now or by the next system."""
         from common.child import running
         from common.orders import until
+        from common.units import keeps
 
-        if not until(lambda: not running(run), SYSTEM_GONE_S):  # those of a killed `transcribe` are ending
-            names = ", ".join(running(run))
+        def others() -> dict[str, int]:
+            return {name: pid for name, pid in running(run).items() if not name.startswith("capture@")}
+
+        if any(keeps(name, pid) for name, pid in others().items()):
+            raise UserError(
+                "systemd runs Swapscribe here, without a launcher that takes up files; say instead: "
+                "swapscribe capture --source 'FILE pace=max', then swapscribe export; or give another --data"
+            )
+        if not until(lambda: not others(), SYSTEM_GONE_S):  # those of a killed `transcribe` are ending
+            names = ", ".join(others())
             raise UserError(f"{names} run here without their launcher; say swapscribe run-all, or swapscribe stop")

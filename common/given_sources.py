@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from common import backlog
-from common.settings import Settings, Source, UserError, check_source, readable
+from common.settings import Settings, Source, UserError, check_source, readable, sound_path
 
 FORMS = "a file, a URL, mic, mic:NAME, loopback, loopback:NAME, pcm:PATH, or - for PCM on standard input"
 KEYS = tuple(f for f in Source.__struct_fields__ if f != "kind")
@@ -71,7 +71,7 @@ def parse(text: str, taken: Collection[str] = ()) -> Source:
         fields = {"kind": "stdin"}
     elif kind == "pcm":
         fields = {"kind": "pcm", "path": str(_existing(rest, text))}
-    elif "://" in what:
+    elif "://" in what and not what.startswith("file://"):
         fields = {"kind": "file", "path": what}
     else:
         fields = {"kind": "file", "path": str(_existing(what, text))}
@@ -81,6 +81,9 @@ def parse(text: str, taken: Collection[str] = ()) -> Source:
     fields.setdefault("name", _free(_name_of(fields, kind), taken))
     try:
         source = msgspec.convert(fields, Source, strict=False)
+        msgspec.json.encode(source)
+    except UnicodeEncodeError:
+        raise UserError(f"--source {shown(text)}: its path is not UTF-8; rename it") from None
     except msgspec.ValidationError as e:
         raise UserError(f"--source {shown(text)}: {readable(str(e))}") from None
     check_source(source, f"--source {shown(text)}")
@@ -90,7 +93,7 @@ def parse(text: str, taken: Collection[str] = ()) -> Source:
 
 
 def _existing(path: str, text: str) -> Path:
-    absolute = Path(path).expanduser().absolute()
+    absolute = sound_path(path)
     try:
         kind = absolute.stat().st_mode
     except (OSError, ValueError):

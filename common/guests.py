@@ -2,6 +2,7 @@
 
 Each is a slot like that of a source of the settings, and a file of its own (`given_sources.Added`): a killed capture is
 started again, a killed launcher's successor takes all of them up. A graceful stop, or another boot, forgets them.
+Those of a private launcher end with it, so it takes up files at full speed only: they go on where they were.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from common import messages as m
 from common import models
 from common.child import Want
 from common.given_sources import Added, describe
-from common.settings import Source, UserError, check_source
+from common.settings import Source, UserError, check_source, lane
 
 if TYPE_CHECKING:
     from common.launch import Slot
@@ -24,12 +25,19 @@ if TYPE_CHECKING:
 
 class Guests:
     """See the module. `want` makes the process of a source; `first`: those that are there from the start; `model` will
-    write down what they say."""
+    write down what they say; `private`: of a launcher that ends with its command."""
 
     def __init__(
-        self, run: Path, want: Callable[[Source], Want], first: Sequence[Source] = (), model: str = ""
+        self,
+        run: Path,
+        want: Callable[[Source], Want],
+        first: Sequence[Source] = (),
+        model: str = "",
+        private: bool = False,
     ) -> None:
         self.added, self.want, self.first, self.model = Added(run), want, first, model
+        self.private = private
+        self._taken = set[str]()
 
     def at_start(
         self, fresh: bool, slots: list[Slot], slot: Callable[[Want], Slot], say: Callable[[str], None]
@@ -56,23 +64,34 @@ class Guests:
             return m.Refused(reason=f"not a source: {e}")
         if self.model and (why := models.unknown_language(models.model(self.model), source.language)):
             return m.Refused(reason=f"source {source.name}: {why}")
+        if self.private and lane(source) == "live":
+            return m.Refused(reason="this launcher ends with its command; a live source needs swapscribe run-all")
         if source.kind == "stdin":
             return m.Refused(reason="the launcher has another standard input than you")
         there = next((s for s in slots if s.want.source == source.name), None)
         known = self.added.get(source.name)
-        if there and known is None:
+        if there and known is None and not there.leaving:
             return m.Refused(reason=f"{source.name} is a source of the settings; give this one another name=")
-        if there and known != source:
+        if there and known and known != source:
             return m.Refused(reason=f"{source.name} is another source already; give this one another name=")
         try:
             self.added.put(source)
         except OSError as e:
             return m.Refused(reason=f"it cannot be remembered: {e.strerror}")
+        self._taken.add(source.name)
         if there is None:
             slots.append(there := slot(self.want(source)))
         there.done = there.leaving = False
         there.next_at, there.fails, there.complaint = 0.0, 0, ""
         return m.Done(detail=there.want.name)
+
+    def forget(self) -> None:
+        """At a graceful end."""
+        if self.private:
+            for name in self._taken:
+                self.added.drop(name)
+        else:
+            self.added.clear()
 
     def release(self, slots: list[Slot], name: str) -> Slot | m.Refused:
         """Forget the source; its slot goes when its capture has ended, which is the launcher's to ask."""

@@ -11,19 +11,21 @@ one append are one step, so that two speakers can change places. A name that peo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 import msgspec
 
 from common import messages as m
-from common.spans import Spans, parts_within, union
+from common.revisions import KINDS as TEXT_KINDS
+from common.revisions import Revisions
+from common.spans import Seqs, Spans, parts_within, union
 from common.speaker_runs import NEAR, NOBODY, Piece, Run, number, reach, runs_of
-from common.topology import COVERAGE_PRODUCER, DIARIZER
+from common.topology import DIARIZER
 
 WHO_KINDS = ("speaker_turn", "relabel", "speaker_name", "purged")
-KINDS = ("transcript", "suppressed", "gap", *WHO_KINDS)
+KINDS = tuple(dict.fromkeys([*TEXT_KINDS, *WHO_KINDS]))
 
 
 class _Turn(msgspec.Struct):
@@ -44,15 +46,6 @@ class _Relabel(NamedTuple):
     span: m.Span | None
 
 
-class _Version(NamedTuple):
-    """One revision of a segment; `text` None: it turned out to be no speech, or failed."""
-
-    revision: int
-    seq: int
-    supersedes: str | None
-    text: m.Transcript | None
-
-
 class Join:
     """One stream. Every event costs about what it touches: the turns and segments near it."""
 
@@ -61,13 +54,12 @@ class Join:
         self._turns: dict[int, _Turn] = {}
         self._relabels: dict[int, _Relabel] = {}
         self._names: dict[int, tuple[bool, str, str]] = {}  # by people?, speaker, name
-        self._versions: dict[str, dict[int, _Version]] = {}  # by segment and seq
-        self._segment_of: dict[int, str] = {}  # by seq
-        self._newest: dict[str, m.Transcript] = {}
+        self._texts = Revisions()
+        self._shown: dict[str, m.Transcript] = {}  # of those, what `_segments_at` knows
         self._runs: dict[str, tuple[Run, ...]] = {}
         self._changed: dict[str, int] = {}  # the mark at which the runs of a segment became what they are; oldest first
         self._dirty: dict[str, None] = {}
-        self._purged: list[m.Span] = []  # inclusive
+        self._purged = Seqs()
         self._turns_at, self._segments_at = Spans[int](), Spans[str]()
         self._known: dict[str, str] | None = None  # names by speaker; None: to be found anew
 
@@ -76,21 +68,16 @@ class Join:
     def take(self, e: m.Event) -> None:
         """An event of this stream; those it knows or has no use for change nothing."""
         if e.purged:
-            self._forget([(e.seq, e.seq)])
-        elif not any(a <= e.seq <= b for a, b in self._purged):
+            self._forget(Seqs([(e.seq, e.seq)]))
+        elif e.seq not in self._purged:
             self._take(e, e.decode())
 
     def _take(self, e: m.Event, body: m.EventBody | None) -> None:
         by_people = e.producer != DIARIZER  # its relabels and names give way to those of people
         match body:
-            case m.Transcript() | m.Suppressed() | m.Gap() if body.segment and e.seq not in self._segment_of:
-                text = body if isinstance(body, m.Transcript) else None
-                if text is None and e.producer != COVERAGE_PRODUCER:
-                    return  # others fail at things of their own
-                self._segment_of[e.seq] = body.segment
-                version = _Version(body.revision, e.seq, body.supersedes, text)
-                self._versions.setdefault(body.segment, {})[e.seq] = version
-                self._choose(body.segment)
+            case m.Transcript() | m.Suppressed() | m.Gap():
+                if segment := self._texts.take(e, body):
+                    self._show(segment)
             case m.SpeakerTurn() if e.seq not in self._turns and body.span[0] < body.span[1]:
                 self._turns[e.seq] = turn = _Turn(body.span, body.speaker)
                 turn.relabels = [r.seq for r in self._relabels.values() if _concerns(r, e.seq, body.span)]
@@ -108,47 +95,34 @@ class Join:
                 self._names[e.seq] = (by_people, body.speaker, " ".join(body.name.split()))
                 self._known = None
             case m.Purged():
-                self._purged += body.seqs
-                self._forget(body.seqs)
+                self._purged.add(body.seqs)
+                self._forget(Seqs(body.seqs))
 
-    def _forget(self, seqs: Iterable[m.Span]) -> None:
+    def _forget(self, gone: Seqs) -> None:
         """Events whose bodies are gone for good, whether or not we have them yet."""
-        gone = list(seqs)
-
-        def of(held: Iterable[int]) -> list[int]:
-            return [seq for seq in held if any(a <= seq <= b for a, b in gone)]
-
-        for seq in of(self._turns):
+        for seq in gone.of(self._turns):
             turn = self._turns.pop(seq)
             self._turns_at.remove(turn.span, seq)
             self._touch(turn.span)
-        for seq in of(self._relabels):
+        for seq in gone.of(self._relabels):
             for n in self._turns_in(self._relabels.pop(seq).span):
                 if seq in self._turns[n].relabels:
                     self._turns[n].relabels.remove(seq)
                     self._stale(n)
-        for seq in of(self._names):
+        for seq in gone.of(self._names):
             del self._names[seq]
-        for seq in of(self._segment_of):
-            segment = self._segment_of.pop(seq)
-            del self._versions[segment][seq]
-            self._choose(segment)
+        for segment in self._texts.forget(gone):
+            self._show(segment)
         self._known = None
 
-    def _choose(self, segment: str) -> None:
-        """The newest word on a segment."""
-        versions = self._versions[segment].values()
-        replaced = {v.supersedes for v in versions}
-        left = [v for v in versions if f"{segment}/{v.revision}" not in replaced]
-        chosen = max(left, default=None)
-        old, new = self._newest.pop(segment, None), chosen.text if chosen else None
+    def _show(self, segment: str) -> None:
+        """Another text of a segment may be the newest."""
+        old, new = self._shown.pop(segment, None), self._texts.newest.get(segment)
         if old:
             self._segments_at.remove(reach(old), segment)
         if new:
-            self._newest[segment] = new
+            self._shown[segment] = new
             self._segments_at.add(reach(new), segment)
-        if not versions:
-            del self._versions[segment]
         self._dirty[segment] = None
 
     def _turns_in(self, span: m.Span | None) -> list[int]:
@@ -173,11 +147,10 @@ class Join:
             del self._relabels[seq]
             for turn in self._turns.values():
                 turn.relabels = [n for n in turn.relabels if n != seq]
-        gone = [segment for segment, text in self._newest.items() if text.span[1] <= before]
+        gone = self._texts.trim(before)
         for segment in gone:
-            self._segments_at.remove(reach(self._newest.pop(segment)), segment)
-            for seq in self._versions.pop(segment):
-                del self._segment_of[seq]
+            if text := self._shown.pop(segment, None):
+                self._segments_at.remove(reach(text), segment)
             self._runs.pop(segment, None)
             self._changed.pop(segment, None)
         return gone
@@ -233,7 +206,7 @@ class Join:
 
     def _settle(self) -> None:
         for segment in self._dirty:
-            text = self._newest.get(segment)
+            text = self._shown.get(segment)
             runs = runs_of(text, self.pieces(reach(text))) if text else ()
             if runs != self._runs.get(segment, ()):
                 self.mark += 1

@@ -3,6 +3,7 @@
 In: the rows wanted, name locks, Commands on the endpoint `launcher`. Out: processes, DATA/logs/NAME.log, RUN/NAME.exit.
 One loop in the main thread (a model worker is killed when the *thread* that forked it ends). After a kill of the
 launcher its model workers die with it; feed and captures live on, and the next launcher adopts them by name lock.
+A private one, that of a `transcribe`, stops only what it started, remembers nothing, and takes up no live source.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from pathlib import Path
 
 import msgspec
 
-from common import backlog, topology, wire
 from common import messages as m
-from common.child import Life, Want, running, source_ended
+from common import topology, wire
+from common.child import Life, Want, running
+from common.ends import Ends, ended_streams, source_ended
 from common.guests import Guests
 from common.process import EXIT_NAME_TAKEN, EXIT_USER_ERROR, NameLock, holder
 from common.settings import Settings
@@ -33,6 +35,7 @@ USER_ERROR_S = 30.0  # a person has to do something first
 STOP_S = 10.0  # from SIGTERM to SIGKILL
 TURN_S = 0.1
 IDS_KEPT = 1000
+PRIVATE = "ends with its command"  # the state under NAME of one that does
 FIRST_SWEEP_S, SWEEP_EVERY_S = 60.0, 3600.0
 
 
@@ -45,6 +48,7 @@ class Slot:
     fails: int = 0  # deaths since it last lived STEADY_S
     next_at: float = 0.0  # not started before
     done: bool = False  # its source is finished
+    ended: frozenset[str] = frozenset()  # the streams that had ended when its life began
     leaving: bool = False  # goes when its process has ended: an added source that was released
     complaint: str = ""  # the last user error said, so that each is said once
 
@@ -60,9 +64,10 @@ class Launcher:
         each_turn: Callable[[Launcher], None] | None = None,
         sweeper: Want | None = None,
         guests: Guests | None = None,
+        private: bool = False,
     ) -> None:
         self.settings, self.say, self.each_turn, self.sweeper = settings, say, each_turn, sweeper
-        self.guests = guests
+        self.guests, self.private = guests, private
         self.run_dir = wire.run_dir(settings)
         self.slots = [Slot(w) for w in table]
         self.all_up = False  # has been so once
@@ -73,7 +78,7 @@ class Launcher:
         self._answers: dict[str, m.Answer] = {}
         self._garbage_said = False
         self._lock = NameLock(self.run_dir, NAME)
-        self._memory = self.run_dir / f"{NAME}.since"
+        self._ends = Ends(settings, self.run_dir / f"{NAME}.since")
 
     def run(self) -> None:
         """Hold the name, keep everything running until told to stop, then stop everything. Raises NameTaken."""
@@ -81,34 +86,33 @@ class Launcher:
         self._socket = wire.router(wire.ipc(self.settings, NAME))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
-        for name, pid in running(self.run_dir, but=[s.want.name for s in self.slots]).items():
-            self.say(f"{name} runs as pid {pid} but is not among these settings; it will be stopped with the others")
-        self._recall()
+        if not self.private:
+            self._recall()
         while not self._stop_wanted:
             self._turn()
         self.say("stopping; Ctrl-C again stops at once")
         self._stop_all()
-        self._memory.unlink(missing_ok=True)
+        if not self.private:
+            self._ends.forget()
         if self.guests:
-            self.guests.added.clear()
+            self.guests.forget()
         self._socket.close()
         self._lock.release()
 
     def _recall(self) -> None:
-        """RUN/launcher.since tells of a killed launcher: what came to its end since it began is not played again."""
-        this_boot = backlog.boot_id()
-        try:
-            boot, since_ns = self._memory.read_text().split()
-        except (OSError, ValueError):
-            boot = ""
+        """What came to its end under a launcher that was killed is not played again."""
+        for name, pid in running(self.run_dir, but=[s.want.name for s in self.slots]).items():
+            self.say(f"{name} runs as pid {pid} but is not among these settings; it will be stopped with the others")
+        fresh = self._ends.recall()
         if self.guests:
-            self.guests.at_start(boot != this_boot, self.slots, Slot, self.say)
-        if boot != this_boot:
-            with contextlib.suppress(OSError):
-                backlog.replace_file(self._memory, f"{this_boot} {time.time_ns()}".encode(), durable=False)
-            return
+            self.guests.at_start(fresh, self.slots, Slot, self.say)
         for slot in self.slots:
-            slot.done = slot.want.finite and source_ended(self.settings, slot.want.source, int(since_ns))
+            slot.ended = self._ends.ended
+            slot.done = slot.want.finite and self._ends.over(slot.want.source)
+        self._keep_ends()
+
+    def _keep_ends(self) -> None:
+        self._ends.keep({s.want.source for s in self.slots if s.want.finite and s.done and not s.leaving})
 
     def stop(self) -> None:
         self._stop_wanted = True
@@ -133,6 +137,7 @@ class Launcher:
             if not slot.life:
                 self._fill(slot)
         self.slots = [s for s in self.slots if s.life or not s.leaving]
+        self._keep_ends()
         if not self.all_up and not self._stopping and all(s.done or (s.life and s.life.up) for s in self.slots):
             self.all_up = True
             self.say(f"all {len(self.slots)} processes are up after {time.monotonic() - self._began:.1f} s")
@@ -172,9 +177,7 @@ class Launcher:
         by = "" if life.ours else life.killed_by(self.run_dir, name)
         life.ours = life.ours or bool(by)  # before it is recorded anew: an order is no poison
         self._record(slot, life, life.cause)
-        finished = status == 0 or (
-            slot.want.finite and source_ended(self.settings, slot.want.source, written_ns=life.began_ns)
-        )
+        finished = status == 0 or (slot.want.finite and source_ended(self.settings, slot.want.source, slot.ended))
         if life.ours:
             slot.next_at, slot.fails = now, 0
             how = f" ({life.cause}{f' by the {by}, see its log' if by else ''})" if status else ""
@@ -195,20 +198,24 @@ class Launcher:
             slot.next_at = now + FIRST_DELAY_S
             self.say(f"{name} has ended")
         else:
-            delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0**slot.fails)
+            delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** (slot.fails - 1)) if slot.fails else 0.0
             slot.fails += 1
             slot.next_at = now + delay_s
             words = life.last_words(name) if status > 0 else ""
-            self.say(f"{name} died ({life.cause}), again in {delay_s:.1f} s; {words or f'its log: {self._log(name)}'}")
+            again = f"again in {delay_s:.1f} s" if delay_s else "again at once"
+            self.say(f"{name} died ({life.cause}), {again}; {words or f'its log: {self._log(name)}'}")
 
     def _fill(self, slot: Slot) -> None:
         name, now = slot.want.name, time.monotonic()
+        if self.private and self._stopping:  # whoever has the name by now is somebody else's
+            return
         slot.life = Life.adopt(self.run_dir, name, self._log(name))
         if slot.life:
             slot.done = False
             other = "" if self._stopping or slot.life.same_command(slot.want) else ", with other settings than these"
             self.say(f"{name} is running as pid {slot.life.pid}{other}; left alone until it ends")
         elif slot.want.command and not slot.done and not self._stopping and now >= slot.next_at:
+            slot.ended = ended_streams(self.settings) if slot.want.finite else slot.ended
             try:
                 slot.life = Life.start(slot.want, self._log(name))
                 self.say(f"{name} started as pid {slot.life.pid}")
@@ -232,9 +239,12 @@ class Launcher:
     def _stop_all(self) -> None:
         """Captures, then workers, then the feed: SIGTERM, STOP_S, SIGKILL; also what runs beside our table."""
         self._stopping = True
-        for name in running(self.run_dir, but=[s.want.name for s in self.slots]):
-            survives = topology.row(name).survives_launcher
-            self.slots.append(Slot(Want(name=name, survives=survives, source=name.partition("@")[2])))
+        if self.private:  # what we found running goes on
+            self.slots = [s for s in self.slots if s.life and s.life.child]
+        else:
+            for name in running(self.run_dir, but=[s.want.name for s in self.slots]):
+                survives = topology.row(name).survives_launcher
+                self.slots.append(Slot(Want(name=name, survives=survives, source=name.partition("@")[2])))
         self._turn()
         for rank in (0, 1, 2):
             while lives := [(s, s.life) for s in self.slots if s.life and s.want.stop_rank <= rank]:
@@ -281,7 +291,8 @@ class Launcher:
         if command.verb == "ping":
             return m.Done(detail=str(os.getpid()))
         if command.verb == "status":
-            return m.Done(detail=json.dumps({s.want.name: self._state(s) for s in self.slots}))
+            about = {NAME: PRIVATE} if self.private else {}
+            return m.Done(detail=json.dumps(about | {s.want.name: self._state(s) for s in self.slots}))
         if command.verb == "stop":
             self.stop()
             return m.Done(detail="stopping")
@@ -305,7 +316,7 @@ class Launcher:
 
     def _change_guests(self, guests: Guests, command: m.Command) -> m.Answer:
         if self._stopping or self._stop_wanted:
-            return m.Refused(reason="everything is stopping")
+            return m.Refused(reason="everything is stopping", retry_after_s=1.0)
         if command.verb == "capture":
             return guests.capture(self.slots, Slot, command.args.get("source", ""))
         slot = guests.release(self.slots, command.args.get("name", ""))

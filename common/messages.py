@@ -15,7 +15,8 @@ import msgspec
 PROTOCOL = 1
 SAMPLE_RATE = 16_000
 PAGE_BYTES = 256 * 1024  # a replay page never exceeds this, one oversized event excepted
-APPEND_BYTES = 1024 * 1024  # larger appends are refused as "too large"
+EVENT_BYTES = 1024 * 1024  # larger events, and states, are refused as "too large";
+APPEND_BYTES = 8 * EVENT_BYTES  # so are larger appends. A turn takes 60
 
 Span = tuple[int, int]  # [first sample, end sample)
 UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what decoding a stranger's bytes may raise
@@ -124,13 +125,23 @@ class SpeakerName(Body, frozen=True, kw_only=True, tag="speaker_name"):
 
 
 class Translation(Body, frozen=True, kw_only=True, tag="translation"):
-    """`segment` at `revision` in language `target`; `suspect` says what the guard found."""
+    """One sentence in language `target`: number `place` of those that begin in `segment`, and where it goes on.
+
+    The newest event of a (segment, place, target) counts, as long as every text that it was made from is the newest of
+    its segment: `common/translations.py`. `text` "": there is no such sentence any more.
+    """
 
     segment: str
     revision: int
     target: str
     text: str
-    suspect: str | None = None
+    suspect: str | None = None  # what the guard against bad translations found
+    place: int = 0
+    goes_on: tuple[str, ...] = ()  # `segment/revision` of the further texts that have words of it, in order
+    span: Span | None = None
+    source: str = ""  # the words that were translated
+    source_language: str = ""
+    model: str = ""
 
 
 class Bullet(Struct, frozen=True, kw_only=True):
@@ -406,6 +417,8 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="type", tag="beat"):
     workers: dict[str, WorkerStatus]
     captures: dict[str, Doorbell]
     trouble: str = ""  # why appends are refused at present, if they are
+    feed: str = ""  # which run of the feed it is: each has another id
+    up_s: float = 0.0  # of that run, by a clock that nobody sets
 
 
 class Command(Request, frozen=True, kw_only=True, tag="command"):
@@ -432,6 +445,7 @@ class Want(Struct, frozen=True, kw_only=True):
     least_bytes: int = 0  # it can do with so many, should `bytes` never be free; 0: with no fewer than `bytes`
     lane: str = "live"  # live | burst | batch
     since_s: float = 0.0
+    measured: bool = False  # `bytes` is no guess: where guesses crowd, it is not asked to do with the least
 
 
 class Lease(Struct, frozen=True, kw_only=True, tag_field="type", tag="lease"):
@@ -443,7 +457,7 @@ class Lease(Struct, frozen=True, kw_only=True, tag_field="type", tag="lease"):
     granted: bool  # else revoked
     bytes: int  # granted: hold at most this; revoked: what is to be given back
     offload_within_s: float  # revoked: who has not reported it offloaded by then is killed
-    max_hold_s: float = 0.0  # granted: give it back unasked after this; 0: hold it until it is revoked
+    max_hold_s: float = 0.0  # granted: give it back unasked so long after the weights are there; 0: never
 
 
 class Status(Request, frozen=True, kw_only=True, tag="status"):
@@ -477,6 +491,7 @@ class Status(Request, frozen=True, kw_only=True, tag="status"):
     complaint: str = ""  # one line for people: why it cannot use what it was granted
     burst_min_s: float = 0.0  # from a grant until its burst has got on: cut short before, it was for nothing
     note: str = ""  # one line for people: how far the work is that waits
+    pieces: int = 0  # of its bursts' work that are done in this life, such as minutes: between two it may give back
 
 
 class GpuWorker(Struct, frozen=True, kw_only=True):

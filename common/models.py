@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -52,7 +53,7 @@ class Model(Section, frozen=True, kw_only=True):
 
     name: str
     task: str
-    loader: str  # what can load the stored file: openai-whisper | torchscript | transformers | pyannote
+    loader: str  # what can load the stored file: openai-whisper | torchscript | transformers | pyannote | …
     sets: tuple[str, ...] = ()
     languages: tuple[str, ...]  # codes; "*": all that its family knows
     licence: str
@@ -64,10 +65,26 @@ class Model(Section, frozen=True, kw_only=True):
     source: tuple[Source, ...]
     convert: str = ""
     base: str = ""  # set by us: the model that this one is made from by quantising
+    pairs: tuple[str, ...] = ()  # of a translation model: "en-pt"; none: all pairs of its languages
+    says: dict[str, str] = msgspec.field(default_factory=dict)  # by target: what stands before a text
+    cropped: bool = False  # of a transcription model: measured to hear as well in windows cropped to the speech
+    beams: int = 1  # of a translation model: texts that it is used to compare
 
     def knows(self, language: str) -> bool:
-        family = self.loader != "openai-whisper" or language in whisper_languages()
-        return language in self.languages or ("*" in self.languages and family)
+        if language in self.languages or "*" not in self.languages:
+            return language in self.languages
+        families = {"openai-whisper": whisper_languages(), "m2m100": m2m100_languages()}
+        return language in families.get(self.loader, {language})
+
+    def translates(self, source: str, target: str) -> bool:
+        """A model of task "translation" knows this pair."""
+        if self.pairs:
+            return f"{source}-{target}" in self.pairs
+        return source != target and self.knows(source) and self.knows(target)
+
+    def targets(self) -> tuple[str, ...]:
+        """Languages that it translates into; of a family, a few."""
+        return tuple(dict.fromkeys(p.partition("-")[2] for p in self.pairs)) or ("en",)
 
     @property
     def repository(self) -> Repository | None:
@@ -89,25 +106,38 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     revision: str = ""  # commit of the hub repository it came from
 
 
+class Catalogue(NamedTuple):
+    hub: str
+    models: dict[str, Model]
+    whisper_languages: frozenset[str]
+    m2m100_languages: frozenset[str]
+
+
 @cache
-def _read_catalogue(path: Path) -> tuple[str, dict[str, Model], frozenset[str]]:
+def _read_catalogue(path: Path) -> Catalogue:
     tree = tomllib.loads(path.read_text())
     rows = msgspec.convert(tree["model"], tuple[Model, ...])
-    return tree.get("hub", ""), {m.name: m for m in rows}, frozenset(tree.get("whisper_languages", "").split())
+    families = [frozenset(tree.get(key, "").split()) for key in ("whisper_languages", "m2m100_languages")]
+    return Catalogue(tree.get("hub", ""), {m.name: m for m in rows}, *families)
 
 
 def catalogue() -> dict[str, Model]:
     """All models we know, by name."""
-    return _read_catalogue(CATALOGUE)[1]
+    return _read_catalogue(CATALOGUE).models
 
 
 def whisper_languages() -> frozenset[str]:
     """Codes of what all multilingual Whisper models know."""
-    return _read_catalogue(CATALOGUE)[2]
+    return _read_catalogue(CATALOGUE).whisper_languages
+
+
+def m2m100_languages() -> frozenset[str]:
+    """Codes of what M2M100 knows, and what our codes are for some of them."""
+    return _read_catalogue(CATALOGUE).m2m100_languages
 
 
 def default_hub() -> str:
-    return _read_catalogue(CATALOGUE)[0]
+    return _read_catalogue(CATALOGUE).hub
 
 
 def quantised(name: str, quantise: str) -> str:
@@ -131,14 +161,26 @@ def needed(settings: Settings) -> list[str]:
     out = [settings.transcriber.model, VAD]
     if settings.speakers.enabled:
         out.append(settings.speakers.model)
+    if settings.translate.targets:
+        out += settings.translate.models
     if settings.summary.enabled:
         out.append(quantised(settings.summary.model, settings.summary.quantise))
     return out
 
 
+def with_targets(settings: Settings) -> tuple[str, ...]:
+    """What is needed besides, once `translate.targets` names a language."""
+    return () if settings.translate.targets else settings.translate.models
+
+
 def of_profile(name: str) -> list[str]:
     """Names of what a profile needs, when nothing of it is set otherwise."""
-    return needed(msgspec.convert(profiles.under(name, {}), Settings))
+    return needed(only_profile(name))
+
+
+def only_profile(name: str) -> Settings:
+    """The settings of a profile, when nothing of it is set otherwise."""
+    return msgspec.convert(profiles.under(name, {}), Settings)
 
 
 def chosen(names: Iterable[str]) -> list[Model]:
@@ -163,6 +205,20 @@ def unknown_language(known: Model, language: str) -> str:
         f"swapscribe models fetch {other.name}, then set transcriber.model={other.name}" if other else "none here does"
     )
     return f"model {known.name} does not know language {language!r}; one that does: {get}"
+
+
+def unknown_pair(names: Iterable[str], source: str, target: str) -> str:
+    """Why none of these translation models has the pair, and which command gets one that has; empty: one has."""
+    names = tuple(names)
+    if any(model(n).translates(source, target) for n in names):
+        return ""
+    fit = [m for m in catalogue().values() if m.task == "translation" and m.translates(source, target)]
+    other = min(fit, key=lambda m: m.bytes, default=None)
+    list_ = ", ".join(f'"{n}"' for n in (*names, other.name)) if other else ""
+    get = (
+        f"swapscribe models fetch {other.name}, then set translate.models=[{list_}]" if other else "no model here does"
+    )
+    return f"{source} to {target}: {' and '.join(names) or 'no model'} cannot; one that can: {get}"
 
 
 def only_language(settings: Settings) -> str:

@@ -48,10 +48,15 @@ def read(index: int = 0, timeout_s: float = TIMEOUT_S) -> Device:
 
 
 def handle(nv: Any, index: int) -> Any:
-    """CUDA device `index` as NVML knows it: NVML counts all cards, CUDA those that CUDA_VISIBLE_DEVICES lets it see."""
+    """CUDA device `index` as NVML knows it. Both count by bus (`workers._torch` sees to that), but CUDA only what
+    CUDA_VISIBLE_DEVICES lets it see: numbers of cards, or their UUIDs as far as these tell them apart."""
     chosen = [v.strip() for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v.strip()]
     one = chosen[index] if index < len(chosen) else str(index)
-    return nv.nvmlDeviceGetHandleByIndex(int(one)) if one.isdecimal() else nv.nvmlDeviceGetHandleByUUID(one)
+    if one.isdecimal():
+        return nv.nvmlDeviceGetHandleByIndex(int(one))
+    cards = [nv.nvmlDeviceGetHandleByIndex(i) for i in range(nv.nvmlDeviceGetCount())]
+    found = [card for card in cards if str(nv.nvmlDeviceGetUUID(card)).startswith(one)]
+    return found[0] if len(found) == 1 else nv.nvmlDeviceGetHandleByUUID(one)  # a part of a card (MIG), or an error
 
 
 def _ask(index: int) -> dict[str, Any]:

@@ -30,6 +30,14 @@ def states(settings: Settings, timeout_s: float = 2.0) -> dict[str, str] | None:
     return json.loads(answer.detail) if isinstance(answer, m.Done) else None
 
 
+def private(settings: Settings) -> bool:
+    """Is the launcher that of a `transcribe`, which ends with its command? One that does not answer is just ending."""
+    from common.launch import NAME, PRIVATE
+
+    told = states(settings)
+    return told is None or told.get(NAME) == PRIVATE
+
+
 def until(reached: Callable[[], bool], timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     while not reached():

@@ -23,7 +23,6 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     settings: dict[str, dict[str, Any]] = {}
     card_mib: int = 0
     auto: bool = True  # may be picked by `auto`
-    later: tuple[str, ...] = ()
 
 
 class Pick(msgspec.Struct, frozen=True):

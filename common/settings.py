@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from math import isfinite
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
 from common import profiles
 
 ENV_PREFIX = "SWAPSCRIBE_"
+NO_FEED = "the feed does not answer; see: swapscribe status"
 
 
 class UserError(Exception):
@@ -82,7 +85,9 @@ class TranscriberSettings(Section, frozen=True, kw_only=True):
     batch_most: int = 16  # finished utterances decoded at once while captions are late; 1: always one by one
     batch_lag_s: float = 3.0  # one more of them for each so many seconds that captions are late
     batch_windows: int = 0  # neighbours share windows of 28 s; so many of these at once. 0: 4 on CUDA, else 1
-    whole_window: bool = False  # encode 30 s for every final; else the speech and 2 s, and 30 s where that is doubtful
+    window: str = (
+        "auto"  # of finals: whole (30 s) | cropped (the speech and 2 s, 30 s in doubt) | auto: as the model bears
+    )
     prompt_within_s: float = 30.0  # the previous utterance's text is context if it ended no longer ago
     interim: bool = True  # text of live streams while it is being spoken, before its final
     interim_every_s: float = 0.5  # of new speech between two looks at it
@@ -92,7 +97,7 @@ class GpuSettings(Section, frozen=True, kw_only=True):
     """The one card, how much of it may be used, and the policy of who may be on it (docs/swap.md)."""
 
     device: str = "auto"  # auto: CUDA where there is a card and a CUDA build of torch | cuda | simulated
-    index: int = 0  # which CUDA device
+    index: int = 0  # which CUDA device, counted by bus as nvidia-smi does, among those of CUDA_VISIBLE_DEVICES
     cap_mib: int = 0  # leases have at most this much together; 0: all that the device has, less the margin
     margin_mib: int = 256  # never granted to anybody
     simulated_mib: int = 0  # capacity of the simulated card; 0: room for everything
@@ -133,6 +138,16 @@ class SpeakerSettings(Section, frozen=True, kw_only=True):
     busy_lag_s: float = 5.0  # one more hop in a step for each so many seconds that turns or captions are late
     threshold: float = 0.55  # cosine distance from which a voice counts as another speaker
     settle_every_s: float = 60.0  # of a stream, at least: everything heard so far is clustered anew
+
+
+class TranslateSettings(Section, frozen=True, kw_only=True):
+    """Captions in other languages: the translator."""
+
+    targets: tuple[str, ...] = ()  # codes such as "pt"; none: the translator is not started
+    models: tuple[str, ...] = ("student-en-pt", "student-pt-en")  # the first that knows a pair of languages takes it
+    threads: int = 1
+    hold_s: float = 3.0  # a sentence that stops without an end is over after so much of the stream without more of it
+    batch_most: int = 16  # sentences translated at once while translations are late; 1: always one by one
 
 
 class SummarySettings(Section, frozen=True, kw_only=True):
@@ -179,13 +194,14 @@ class Settings(Section, frozen=True, kw_only=True):
     transcriber: TranscriberSettings = TranscriberSettings()
     gpu: GpuSettings = GpuSettings()
     speakers: SpeakerSettings = SpeakerSettings()
+    translate: TranslateSettings = TranslateSettings()
     summary: SummarySettings = SummarySettings()
     feed: FeedSettings = FeedSettings()
     viewer: ViewerSettings = ViewerSettings()
 
     @property
     def data(self) -> Path:
-        return Path(self.data_dir).absolute()
+        return full_path(self.data_dir)
 
     @property
     def streams(self) -> Path:
@@ -198,7 +214,7 @@ class Settings(Section, frozen=True, kw_only=True):
     @property
     def cache(self) -> Path:
         if self.model_cache:
-            return Path(self.model_cache).expanduser().absolute()
+            return full_path(self.model_cache)
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swapscribe"
 
     def source_named(self, name: str) -> Source:
@@ -221,10 +237,10 @@ def load(
     env = dict(os.environ) if environ is None else environ
     tree: dict[str, Any] = {}
     chosen = path or env.get(f"{ENV_PREFIX}CONFIG")
-    file = Path(chosen) if chosen else Path("swapscribe.toml")
+    file = Path(os.path.expanduser(chosen)) if chosen else Path("swapscribe.toml")
     if file.exists():
         try:
-            tree = tomllib.loads(file.read_text())
+            tree = tomllib.loads(file.read_text("utf-8-sig"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
             raise UserError(f"{file}: not valid TOML: {e}") from None
     elif chosen:
@@ -281,6 +297,10 @@ def _check(s: Settings) -> None:
         if src.name in seen:
             raise UserError(f"settings: source[{i}].name: {src.name!r} is used twice")
         seen.add(src.name)
+    for section in (f for f in s.__struct_fields__ if isinstance(getattr(s, f), Section)):
+        for key, value in msgspec.structs.asdict(getattr(s, section)).items():
+            if isinstance(value, float) and not isfinite(value):  # JSON has no such number, and NaN is below nothing
+                raise UserError(f"settings: {section}.{key}: {value} is no finite number; give one, or leave it out")
     for name, low, value in (
         ("capture.ram_s", 30, s.capture.ram_s),
         ("capture.sync_interval_ms", 20, s.capture.sync_interval_ms),
@@ -293,6 +313,7 @@ def _check(s: Settings) -> None:
         ("transcriber.batch_windows", 0, s.transcriber.batch_windows),
         ("transcriber.batch_lag_s", 0.1, s.transcriber.batch_lag_s),
         ("transcriber.interim_every_s", 0.1, s.transcriber.interim_every_s),
+        ("gpu.index", 0, s.gpu.index),
         ("gpu.cap_mib", 0, s.gpu.cap_mib),
         ("gpu.margin_mib", 0, s.gpu.margin_mib),
         ("gpu.simulated_mib", 0, s.gpu.simulated_mib),
@@ -316,6 +337,9 @@ def _check(s: Settings) -> None:
         ("speakers.busy_lag_s", 0.5, s.speakers.busy_lag_s),
         ("speakers.threshold", 0.01, s.speakers.threshold),
         ("speakers.settle_every_s", 10, s.speakers.settle_every_s),
+        ("translate.threads", 1, s.translate.threads),
+        ("translate.hold_s", 0.5, s.translate.hold_s),
+        ("translate.batch_most", 1, s.translate.batch_most),
         ("summary.threads", 1, s.summary.threads),
         ("summary.interval_s", 0, s.summary.interval_s),
         ("summary.max_new_tokens", 16, s.summary.max_new_tokens),
@@ -327,6 +351,13 @@ def _check(s: Settings) -> None:
             raise UserError(f"settings: {name}: {value} is below the least allowed, {low}")
     check_language(s.transcriber.language, "settings: transcriber.language")
     check_glossary(s.transcriber.glossary, "settings: transcriber")
+    for i, code in enumerate(s.translate.targets):
+        if not re.fullmatch("[a-z]{2,3}", code) or code in s.translate.targets[:i]:
+            raise UserError(f"settings: translate.targets: {code!r} is no code such as pt, or is there twice")
+    if s.translate.targets and not s.translate.models:
+        raise UserError("settings: translate.models: none is named, and translate.targets is not empty")
+    if s.transcriber.window not in ("auto", "whole", "cropped"):
+        raise UserError(f"settings: transcriber.window: {s.transcriber.window!r} is none of auto, whole, cropped")
     if s.gpu.device not in ("auto", "cuda", "simulated"):
         raise UserError(f"settings: gpu.device: {s.gpu.device!r} is none of auto, cuda, simulated")
     if s.summary.quantise not in ("none", "nf4"):
@@ -368,6 +399,18 @@ def check_glossary(terms: tuple[str, ...], where: str) -> None:
     for term in terms:
         if not term.strip() or len(term) > 100 or not term.isprintable():
             raise UserError(f"{where}.glossary: {term!r} is no name or term of up to 100 characters")
+
+
+def full_path(text: str) -> Path:
+    """A path as a person writes it. `~` is as in a shell: where there is no such user it stands for itself."""
+    return Path(os.path.expanduser(text)).absolute()
+
+
+def sound_path(text: str) -> Path:
+    """The `path` of a source that is no network URL: a path, or file:///its/path."""
+    if text.startswith("file://"):
+        return Path(unquote(text.removeprefix("file://").removeprefix("localhost"))).absolute()
+    return full_path(text)
 
 
 def pace(source: Source) -> float:

@@ -1,9 +1,12 @@
-"""Stretches of samples: which of many touch one, what several cover, what one cuts out of another. Pure."""
+"""Stretches of samples: which of many touch one, what several cover, what one cuts out of another. Pure.
+
+And stretches of the journal, as a purge names them.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from common.messages import SAMPLE_RATE, Span
@@ -30,6 +33,27 @@ class Spans(Generic[Key]):
         low = bisect_left(self._sorted, (span[0] - self._longest,))
         high = bisect_right(self._sorted, (span[1],))
         return [key for a, b, key in self._sorted[low:high] if a < span[1] and span[0] < b]
+
+
+class Seqs:
+    """A set of seqs, made of runs with both ends inclusive. However many there are, to ask for one is cheap."""
+
+    def __init__(self, runs: Iterable[Span] = ()) -> None:
+        self._runs: list[Span] = []  # [first, end) in order, that neither touch nor overlap
+        self.add(runs)
+
+    def add(self, runs: Iterable[Span]) -> None:
+        self._runs = union([*self._runs, *((first, last + 1) for first, last in runs)])
+
+    def __contains__(self, seq: int) -> bool:
+        at = bisect_left(self._runs, (seq + 1,))
+        return at > 0 and seq < self._runs[at - 1][1]
+
+    def of(self, held: Collection[int]) -> list[int]:
+        """Those of `held` that are in the set."""
+        if sum(end - first for first, end in self._runs) < len(held):
+            return [seq for run in self._runs for seq in range(*run) if seq in held]
+        return [seq for seq in held if seq in self]
 
 
 def union(spans: Iterable[Span]) -> list[Span]:

@@ -1,11 +1,13 @@
 """Words beside turns: who said each word, and so the runs of a segment. Pure; `join.py` says whose the turns are.
 
 A word belongs to who talks during most of it. Alignment is not that exact, so one in no turn belongs to the nearest.
+Where words stand apart by spaces, what follows without one is of the same word: nobody else says "-portrait" of
+"self-portrait".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from common import messages as m
 from common.spans import union
 
 NEAR = m.SAMPLE_RATE // 2  # samples: a word in no turn belongs to the nearest one, if it is not farther away
+UNSPACED = ("zh", "yue", "ja", "th", "lo", "my", "km", "bo")  # languages that set no space between words or sentences
 NOBODY = ""  # who it was is not known, or not yet
 
 
@@ -37,18 +40,23 @@ def runs_of(text: m.Transcript, pieces: Iterable[Piece]) -> tuple[Run, ...]:
     """The words of a segment by speaker, given the pieces of turns within its `reach`, in order."""
     words = text.words or (m.Word(text=text.text, span=text.span, p=0.0),)
     voices = by_voice(pieces)
+    apart = text.language in UNSPACED
+    begins = [i for i, w in enumerate(words) if not i or apart or w.text[:1].isspace()]
     speakers, before = list[str](), NOBODY
-    for w in words:
-        before = speaker_of(w.span, voices, before)
-        speakers.append(before)
+    for at, end in zip(begins, [*begins[1:], len(words)], strict=True):
+        before = speaker_of(_span(words[at:end]), voices, before)
+        speakers += [before] * (end - at)
     runs, at = list[Run](), 0
     for speaker, group in groupby(speakers):
         end = at + len(list(group))
         said = "".join(w.text for w in words[at:end]) if end - at < len(words) else text.text
-        span = (min(w.span[0] for w in words[at:end]), max(w.span[1] for w in words[at:end]))
-        runs.append(Run(speaker, span, said.strip(), (at, end if text.words else 0)))
+        runs.append(Run(speaker, _span(words[at:end]), said.strip(), (at, end if text.words else 0)))
         at = end
     return tuple(runs)
+
+
+def _span(words: Sequence[m.Word]) -> m.Span:
+    return (min(w.span[0] for w in words), max(w.span[1] for w in words))
 
 
 def by_voice(pieces: Iterable[Piece]) -> dict[str, list[m.Span]]:

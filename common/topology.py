@@ -78,6 +78,15 @@ TABLE: tuple[Row, ...] = (
         gpu="lease",
     ),
     Row(
+        name="translator",
+        module="workers.translator",
+        doc="captions in other languages, sentence by sentence",
+        reads=("event.transcript", "event.suppressed", "event.gap", "event.silence", "event.stream_ended"),
+        writes=("translation", "gap"),
+        gpu="lease",
+        runs_if="translate.targets",
+    ),
+    Row(
         name="diarizer",
         module="workers.diarizer",
         doc="who speaks when, and which of them is the same",
@@ -104,9 +113,14 @@ TABLE: tuple[Row, ...] = (
     ),
 )
 
+# In no table: it runs for seconds, once an hour, for the time when no capture runs that would do it.
+SWEEPER = Row(
+    name="sweeper", module="capture.sweeper", doc="deletes old audio once an hour", reads=("beat",), writes=()
+)
 LAUNCHER_ENDPOINT = Endpoint(name="launcher", pattern="ROUTER", doc="Command -> Done|Refused")
 READS_BEHIND = {"transcriber": 0, "diarizer": 160_000}  # readers of audio; samples before their position: a window
 DIARIZER = "diarizer"  # the producer of turns
+TRANSLATOR = "translator"  # its producers are `translator.<target>`
 COVERAGE_PRODUCER = "transcriber"  # the one whose spans classify every sample
 
 
@@ -139,11 +153,6 @@ def names(settings: Settings) -> tuple[str, ...]:
             continue
         out += [f"{r.name}@{s.name}" for s in settings.source] if r.per_source else [r.name]
     return tuple(out)
-
-
-def endpoint_name(endpoint: Endpoint, process: str) -> str:
-    """File name of the socket: `doorbell@` of `capture@mic` is `doorbell@mic`."""
-    return endpoint.name + process.partition("@")[2] if endpoint.name.endswith("@") else endpoint.name
 
 
 def doorbell(source: str) -> str:

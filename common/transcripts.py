@@ -10,9 +10,11 @@ from pathlib import Path
 
 import click
 
-from common import exports, topology
+from common import backlog, exports, topology
 from common import messages as m
 from common.batch import Batch, Job
+from common.document import document as document_of
+from common.put import Notes, put
 from common.settings import Settings, UserError
 
 TERMINAL_EVERY_S, LOG_EVERY_S = 0.5, 10.0
@@ -31,7 +33,7 @@ class Output:
         language: str = "",
     ) -> None:
         self.settings, self.form, self.folder, self.words = settings, form, folder, words
-        self.failed = False
+        self.failed, self.notes = False, Notes(settings.data)
         if folder:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -41,10 +43,10 @@ class Output:
         jobs: dict[str, Job] = {}
         for name in dict.fromkeys(files):
             try:
-                job = Job(Path(name).expanduser(), settings.streams, language)
+                job = Job(Path(os.path.expanduser(name)), settings.streams, language)
                 self.files.append((name, jobs.setdefault(job.stream, job)))  # twice the same sound is work for once
-            except OSError as e:
-                self._fail(name, e.strerror or str(e))
+            except (OSError, UserError) as e:
+                self._fail(name, getattr(e, "strerror", "") or str(e))
         self.jobs = list(jobs.values())
         self._texts: dict[str, str] = {}  # by stream, of what waits for those before it
 
@@ -74,8 +76,8 @@ class Output:
         try:
             events = list(feed_client.replay(self.settings, stream=job.stream, timeout_s=10.0))
         except Unreachable:
-            raise UserError("the feed does not answer; the same command goes on from here") from None
-        document = exports.document(job.stream, events, topology.COVERAGE_PRODUCER)
+            raise UserError("the feed does not answer; without --again the same command goes on from here") from None
+        document = document_of(job.stream, events, topology.COVERAGE_PRODUCER)
         if job.before:
             models = ", ".join(sorted({t.model for t in document.segments})) or "no words in it"
             print(f"{name}: was transcribed before ({models}); --again does it anew", file=sys.stderr, flush=True)
@@ -86,25 +88,33 @@ class Output:
         for gap in document.gaps:
             self._fail(name, f"no text from {_clock(gap.span[0])} to {_clock(gap.span[1])}: {gap.reason}")
         if self.form == "json":
-            text = exports.json(document, self.words, file=name)
+            text = exports.json(document, words=self.words, file=name)
         else:
-            text = exports.FORMATS[self.form](document)
+            text = exports.FORMATS[self.form](document, "")
         if self.folder is None:
             self._texts[name] = text
             return
-        path = self._path(self.folder, name, job)
-        new = path.with_name(path.name + ".new")
-        try:
-            new.write_text(text, encoding="utf-8")
-            new.replace(path)
-        except OSError as e:
-            raise UserError(f"{path}: {e.strerror}") from None
-        print(f"{name}: {path}", file=sys.stderr, flush=True)
-
-    def _path(self, folder: Path, name: str, job: Job) -> Path:
         same = [n for n, _ in self.files if Path(n).stem == Path(name).stem]
-        stem = Path(name).stem if len(same) == 1 else f"{Path(name).name}-{job.stream[-8:]}"
-        return folder / f"{stem}.{self.form}"
+        path = self._path(self.folder, name, job, apart=len(same) > 1)
+        if self.notes.strange(path, job.path, job.stream):
+            path = self._path(self.folder, name, job, apart=True)
+        instead = ", in place of what was there" * (path.exists() and not self.notes.known(path))
+        try:
+            put(path, text)
+            self.notes.note(path, job.path, job.stream)
+        except OSError as e:
+            self._fail(name, f"{path}: {e.strerror}")
+            return
+        print(f"{name}: {path}{instead}", file=sys.stderr, flush=True)
+
+    def _path(self, folder: Path, name: str, job: Job, apart: bool) -> Path:
+        """Named as the sound. `apart`: another one of that name has its text there."""
+        digest = f"-{job.stream[-8:]}"
+        stem, end = (Path(name).name, digest) if apart else (Path(name).stem, "")
+        if len(f"{stem}{end}.{self.form}".encode()) > backlog.LONGEST_NAME:
+            end = digest
+            stem = stem.encode()[: backlog.LONGEST_NAME - len(f"{end}.{self.form}")].decode(errors="ignore")
+        return folder / f"{stem}{end}.{self.form}"
 
     def _print_ready(self) -> None:
         while self.files and self.folder is None:

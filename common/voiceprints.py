@@ -7,6 +7,7 @@ name that the diarizer gave somebody by it stays in the journal of that stream.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import msgspec
@@ -34,7 +35,7 @@ def proper_name(text: str) -> str:
         raise ValueError(f"a name has at most {LONGEST} characters")
     if not name.isprintable():
         raise ValueError("a name has only characters that can be printed")
-    if name == "?" or (name[:1] == "S" and name[1:].isdecimal()):
+    if name == "?" or re.fullmatch(r"s\d+", name.casefold()):
         raise ValueError(f"{name} is no name: speakers without one are called so")
     return name
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import zmq
 
@@ -26,6 +28,7 @@ MAX_MESSAGE = 16 * 1024 * 1024
 IPC_PATH_LIMIT = 107  # sun_path, less its terminating zero
 PAGES_UNREAD = 16  # that wait for one client; each may have 256 KiB, and a client asks for one at a time
 CURVE_DOMAIN = "swapscribe"  # of the sockets and of the list of known keys: pyzmq compares exactly
+_CLIENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 log = logging.getLogger("wire")
 
 Frames = list[bytes]
@@ -67,6 +70,12 @@ def _private(path: Path) -> Path:
 
 def ipc(settings: Settings, name: str) -> str:
     return f"ipc://{socket_dir(settings) / name}"
+
+
+def page(host: str, port: int, token: str = "") -> str:
+    """The address of a web page of ours, as a browser takes it."""
+    name = f"[{quote(host, safe=':')}]" if ":" in host else host
+    return f"http://{name}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")
 
 
 def _socket(kind: int) -> zmq.Socket[bytes]:
@@ -199,7 +208,9 @@ class Curve:
 
     @staticmethod
     def make(folder: Path, client: str = "client") -> None:
-        """Create the server pair (once) and one client pair under `folder`; secret keys are 0600."""
+        """Create the server pair (once) and one client pair under `folder`; secret keys are 0600. Raises UserError."""
+        if client == "server" or not _CLIENT.fullmatch(client):
+            raise UserError(f"no client can be called {client!r}: 1 to 64 letters, digits, _ . - and not server")
         (folder / "clients").mkdir(parents=True, exist_ok=True, mode=0o700)
         for stem in ("server", client):
             where = folder if stem == "server" else folder / "clients"

@@ -43,8 +43,8 @@ const curve = args.curve && {
 }
 
 // `events` by seq, the newest seq of each (stream, kind), and `done`: all we want up to this seq is here.
-let journal, events, last, done, beatNs
-function forget(id) { [journal, events, last, done, beatNs] = [id, new Map(), new Map(), 0, 0n] }
+let journal, events, last, done, run
+function forget(id) { [journal, events, last, done, run] = [id, new Map(), new Map(), 0, {}] }
 const topicOf = (stream, kind) => `${stream} ${kind}`
 
 async function ask(request) {
@@ -109,13 +109,13 @@ async function live(event) {
 
 /** The last messages of a topic have no successor whose `prev` could show that they were lost. */
 async function beat(beat) {
-  const apart = BigInt(beat.at_ns) - beatNs
-  beatNs = BigInt(beat.at_ns)
+  const near = run.feed === beat.feed && beat.up_s - run.up_s < 50 // then it leaves no changed stream out
+  run = { feed: beat.feed, up_s: Number(beat.up_s) }
   if (beat.journal !== journal) return heal()
   const lost = Object.entries(beat.streams).some(([stream, b]) => Object.entries(b.heads).some(
     ([kind, seq]) => kinds?.includes(kind) && seq > Math.max(done, last.get(topicOf(stream, kind)) ?? 0)))
   if (beat.head <= done) return
-  if (!kinds || lost || apart < 0n || apart > 50_000_000_000n) return heal() // nearer beats leave no changed stream out
+  if (!kinds || lost || !near) return heal()
   done = num(beat.head)
 }
 

@@ -28,7 +28,7 @@ class Subscriber:
 
     def forget(self, journal):
         """`events` by seq, the newest seq of each (stream, kind), and `done`: all we want up to this seq is here."""
-        self.journal, self.events, self.last, self.done, self.beat_ns = journal, {}, {}, 0, 0
+        self.journal, self.events, self.last, self.done, self.run = journal, {}, {}, 0, ("", 0.0)
 
     def connect(self, kind, address):
         socket = self.context.socket(kind)
@@ -91,13 +91,14 @@ class Subscriber:
 
     def beat(self, beat):
         """The last messages of a topic have no successor whose `prev` could show that they were lost."""
-        apart_ns, self.beat_ns = beat["at_ns"] - self.beat_ns, beat["at_ns"]
+        (feed, up_s), self.run = self.run, (beat["feed"], beat["up_s"])
+        near = feed == beat["feed"] and beat["up_s"] - up_s < 50  # then it leaves no changed stream out
         if beat["journal"] != self.journal:
             return self.heal()
         heads = [((s, k), seq) for s, b in beat["streams"].items() for k, seq in b["heads"].items()]
         lost = any(t[1] in self.kinds and seq > max(self.done, self.last.get(t, 0)) for t, seq in heads if self.kinds)
         if beat["head"] > self.done:
-            if not self.kinds or lost or not 0 <= apart_ns < 50e9:  # nearer beats leave no changed stream out
+            if not self.kinds or lost or not near:
                 return self.heal()
             self.done = beat["head"]
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import pytest
@@ -24,7 +24,10 @@ import pytest
 from common import card
 from common.process import signal_holder
 from common.settings import Settings, TranscriberSettings
-from common.wire import run_dir
+from common.wire import run_dir, socket_dir
+
+if TYPE_CHECKING:
+    from tests.pages import Producer
 
 ROOT = Path(__file__).resolve().parent.parent
 # Not skipped but not there: CI fails on skips, and has no card.
@@ -37,7 +40,7 @@ T = TypeVar("T")
 
 
 def wait_for(predicate: Callable[[], T], timeout_s: float = 20.0, what: str = "") -> T:
-    """First true result of `predicate`, asked every 10 ms; a failed test after `timeout_s`."""
+    """First true result of `predicate`, asked every 10 ms (some states are short); a failed test after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:
         result = predicate()
@@ -140,6 +143,8 @@ class Processes:
         for pid in self._left():  # one that outlives its launcher, and did not hold its name yet
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if (sockets := socket_dir(self.settings)) != run:  # DATA/run goes with the test's folder, this does not
+            shutil.rmtree(sockets, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             _calibration[:] = [(self.settings.data / CALIBRATION).read_bytes()]
 
@@ -178,6 +183,13 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In place of pytest's: in that one's path sockets would not lie beside the data, and nobody would remove them."""
+    with tempfile.TemporaryDirectory(prefix="sw-", ignore_cleanup_errors=True) as path:
+        yield Path(path)
+
+
+@pytest.fixture
 def settings(folder: Path) -> Settings:
     """Defaults, with all data in a folder of this test; without text before finals, which costs more than they do."""
     return Settings(data_dir=str(folder / "data"), transcriber=TranscriberSettings(interim=False))
@@ -190,6 +202,24 @@ def processes(folder: Path, settings: Settings, request: pytest.FixtureRequest) 
     request.node._swapscribe_processes = group
     yield group
     group.close()
+
+
+@pytest.fixture
+def feed(processes: Processes) -> Started:
+    """A feed that serves."""
+    feed = processes.start("workers.feed")
+    wait_for(lambda: "serving" in feed.output(), what="the feed")
+    return feed
+
+
+@pytest.fixture
+def producer(feed: Started, settings: Settings) -> Iterator[Producer]:
+    """Who appends to `feed` as the transcriber would."""
+    from tests.pages import Producer
+
+    producer = Producer(settings)
+    yield producer
+    producer.appender.close()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -208,10 +238,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fail-on-skip", action="store_true", help="a skipped test fails the run (for CI)")
 
 
+# Minutes each: one that begins last would be waited for alone. The slowest first.
+LONG = (
+    "swaps", "kill", "cli", "scorecard", "diarizer", "residency", "retry", "resume", "catchup_speech",
+    "languages_speech", "capture_trouble", "capture", "summarizer", "quality", "arbiter_faults", "summaries",
+    "arbiter", "ledger",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with real processes first: the short pure ones fill what is left when several files run side by side."""
+    """Files that run for long first, then those with real processes: the short pure ones fill what is left when several
+    files run side by side."""
     waiting = {item.path for item in items if item.get_closest_marker("processes") or item.get_closest_marker("speech")}
-    items.sort(key=lambda item: item.path not in waiting)
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        return LONG.index(name) if name in LONG else len(LONG) + (item.path not in waiting)
+
+    items.sort(key=rank)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -24,7 +24,7 @@ from workers.vad import Rules
 def transcriber() -> Transcriber:
     """With its weights in RAM, no lease and no feed."""
     weights()
-    settings = Settings()
+    settings = Settings(data_dir="/nowhere")  # it keeps nothing
     worker = Transcriber.__new__(Transcriber)
     worker.settings, worker.s, worker.rules = settings, settings.transcriber, Rules.of(settings.transcriber)
     worker.load(SimpleNamespace(settings=settings, log=logging.getLogger()))  # type: ignore[arg-type]

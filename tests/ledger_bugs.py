@@ -99,8 +99,8 @@ class ResidencyChangesAfterActed(World):
     breaks = "I4"
 
     class holder_class(Holder):
-        def loading(self, lease: Lease, held_bytes: int, now: float) -> None:
-            super().loading(lease, held_bytes, now)
+        def loading(self, lease: Lease, held_bytes: int) -> None:
+            super().loading(lease, held_bytes)
             place = Place(acted=lease.epoch + 1, residency="offloaded", held_bytes=held_bytes, lease=lease)
             self.place = place  # it expects to be revoked next, and says so
 

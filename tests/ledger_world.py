@@ -145,10 +145,10 @@ class World(Checker):
         elif due and due is not p.load:
             p.load = due
             if self.fits(p, due.bytes // 2):
-                holder.loading(due, p.held, self.now)
+                holder.loading(due, p.held)
         elif p.load:
             if self.fits(p, p.load.bytes * 2 // 3):
-                holder.loaded(p.load, p.held)
+                holder.loaded(p.load, p.held, self.now)
                 p.load = None
         elif holder.place.residency == "resident":
             if holder.held_long_enough(self.now):
@@ -170,7 +170,7 @@ class World(Checker):
     def out_of_memory(self, p: Process) -> None:
         assert p.holder
         if p.load and p.holder.place.lease is not p.load:  # nothing had been moved in yet
-            p.holder.loading(p.load, 0, self.now)
+            p.holder.loading(p.load, 0)
         p.held, p.load = 0, None
         p.holder.out_of_memory(20, self.now)
 

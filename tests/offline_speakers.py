@@ -12,8 +12,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from benchmarks.scores import Turns
 from common.settings import Settings
-from tests.diarization import Turns
 from tests.speech import RATE, Samples
 from workers._torch import set_up, torchaudio_beside_cpu_torch
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.scores import Turns
 from common import messages as m
 from common.settings import Settings
 from common.speaker_runs import NOBODY, Piece, by_voice, speaker_of
-from tests.diarization import Turns
 from tests.quality import Direct
 from tests.speech import RATE, Samples
 from tests.system import quiet

@@ -19,7 +19,7 @@ from workers.residency import COPY_BYTES, FULL_LOOKS, Device, NoLease, OutOfMemo
 
 MIB = 2**20
 PAGE = os.sysconf("SC_PAGE_SIZE")
-CYCLES = 1000
+CYCLES = int(os.environ.get("TEST_CYCLES") or 300)  # on the simulated card; 1,000 on a real one, which is quicker
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,8 @@ def packed(device: Device, *modules: nn.Module) -> Residency:
 
 @pytest.mark.speech
 @pytest.mark.parametrize("family", FAMILIES)
-def test_outputs_are_identical_after_1000_cycles(device: Device, family: str) -> None:
+def test_outputs_are_identical_after_hundreds_of_cycles(device: Device, family: str) -> None:
+    cycles = CYCLES if device.torch_device.type == "cpu" else 1000
     model, forward, child = FAMILIES[family]()
     residency = packed(device, model)
     assert residency.arena_bytes <= 1.02 * residency.weights_bytes
@@ -83,18 +84,18 @@ def test_outputs_are_identical_after_1000_cycles(device: Device, family: str) ->
     want = digest(forward(device.torch_device))
     forward(device.torch_device)
     early = 0
-    for cycle in range(CYCLES):
+    for cycle in range(cycles):
         assert residency.offload().copied_bytes == 0
         assert device.held_bytes == 0
         if cycle == 50:
             gc.collect()
             early = rss()
         residency.reload()
-        if cycle in (0, 49, CYCLES // 2, CYCLES - 1):
+        if cycle in (0, 49, cycles // 2, cycles - 1):
             assert digest(forward(device.torch_device)) == want
     residency.offload()
     gc.collect()
-    grown = (rss() - early) / (CYCLES - 50) * 100
+    grown = (rss() - early) / (cycles - 50) * 100
     assert grown <= MIB, f"RSS grows by {grown / MIB:.2f} MiB in 100 cycles"
     assert ties == [n for n, p in model.named_parameters(remove_duplicate=False)]
     with pytest.raises(NoLease):

@@ -26,11 +26,13 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
-from unicodedata import normalize
 
 import numpy as np
 import pytest
 
+from benchmarks.scores import plain, rttm
+from benchmarks.scores import word_errors as word_errors
+from benchmarks.scores import words as words
 from common.settings import Settings
 
 RATE = 16_000
@@ -159,24 +161,12 @@ def talks() -> list[Talk]:
         pytest.skip("pyannote.audio is not installed, and a recording is in its package", allow_module_level=True)
     folder = _folder("ami", lambda new: _from_sdist(PYANNOTE, "tests/data/", new))
     phone = Path(wheel.origin).parent / "sample" / "sample.wav"
-    turns = _turns(phone.with_suffix(".rttm"))
-    turns |= _turns(folder / "debug.development.rttm") | _turns(folder / "debug.train.rttm")
+    told = rttm(phone.with_suffix(".rttm"))
+    told |= rttm(folder / "debug.development.rttm") | rttm(folder / "debug.train.rttm")
+    turns = {name: [(start, end) for start, end, _ in some] for name, some in told.items()}
     names = ["dev00", "dev01", *(f"trn{i:02d}" for i in range(10))]
     paths = [next(p for p in folder.glob("*.wav") if plain(p.stem) == name) for name in names]
     return [Talk(phone, turns["sample"]), *(Talk(p, turns[name]) for p, name in zip(paths, names, strict=True))]
-
-
-def _turns(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """Recording -> (start, end) of each turn of an RTTM file."""
-    turns: dict[str, list[tuple[float, float]]] = {}
-    for row in map(str.split, path.read_text().splitlines()):
-        turns.setdefault(plain(row[1]), []).append((float(row[3]), float(row[3]) + float(row[4])))
-    return turns
-
-
-def plain(name: str) -> str:
-    """Without accents: pyannote calls one of its test files trñ00."""
-    return normalize("NFKD", name).encode("ascii", "ignore").decode()
 
 
 VOICES = {
@@ -235,29 +225,6 @@ def write_wav(path: Path, *pieces: Samples) -> None:
         out.setframerate(RATE)
         for piece in pieces:
             out.writeframes(piece.astype("<i2").tobytes())
-
-
-def words(text: str, language: str = "en") -> list[str]:
-    """Words as Whisper's papers count them: lower case, no punctuation; English numbers and such one way."""
-    return str(_normalizer(language == "en")(text)).split()
-
-
-def word_errors(reference: str, heard: str, language: str = "en") -> int:
-    """Substituted, missing and invented words."""
-    import jiwer
-
-    said, got = words(reference, language), words(heard, language)
-    if not said or not got:  # jiwer takes no empty reference
-        return len(said) + len(got)
-    o = jiwer.process_words(" ".join(said), " ".join(got))
-    return int(o.substitutions + o.deletions + o.insertions)
-
-
-@cache
-def _normalizer(english: bool) -> Callable[[str], str]:
-    from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
-
-    return EnglishTextNormalizer() if english else BasicTextNormalizer()  # type: ignore[no-any-return]
 
 
 def root() -> Path:

@@ -103,7 +103,7 @@ class Worker:
 
     def load(self, lease: m.Lease, now: float) -> None:
         h = self.holder
-        h.loading(lease, h.place.held_bytes, now)
+        h.loading(lease, h.place.held_bytes)
         time.sleep(self.script.reload_s)
         self.free()
         try:
@@ -116,7 +116,7 @@ class Worker:
             h.out_of_memory(self.peak, now)
             return
         self.peak = max(self.peak, self.card.held_bytes)
-        h.loaded(lease, self.card.held_bytes)
+        h.loaded(lease, self.card.held_bytes, time.monotonic())
         self.resident_at = time.monotonic()
         self.reload_s = max(1e-6, self.resident_at - now)
         self.p.log.info("resident", epoch=lease.epoch, mib=self.card.held_bytes // MIB)

@@ -1,8 +1,9 @@
 """Stand-ins for the processes of the table, with fault switches, and a launcher over a table of them.
 
 `python -m tests.standin_process launcher --set data_dir=D` runs the real Launcher; its children do nothing but hold
-their names. What a child does wrong stands in DATA/fault-NAME, read all the time: `exit N`, `signal N`, `deaf` (ignores
-SIGTERM), `user` (a user error), `done` (exit 0).
+their names. `private` instead runs one as `transcribe` does, over a feed. What a child does wrong stands in
+DATA/fault-NAME, read all the time: `exit N`, `signal N`, `deaf` (ignores SIGTERM), `user` (a user error), `done` (exit
+0).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import signal
 import sys
 import time
+
+import msgspec
 
 from common.child import Want
 from common.guests import Guests
@@ -34,12 +37,13 @@ def table(*settings: str) -> tuple[Want, ...]:
     )
 
 
-def guests(settings: Settings, *options: str) -> Guests:
+def guests(settings: Settings, *options: str, private: bool = False) -> Guests:
     def want(source: Source) -> Want:
-        command = ("-m", "tests.standin_process", f"capture@{source.name}", *options)
-        return Want(name=f"capture@{source.name}", command=command, survives=True, source=source.name, finite=True)
+        name = f"capture@{source.name}"
+        command = ("-m", "tests.standin_process", name, *options)
+        return Want(name=name, command=command, survives=not private, source=source.name, finite=True)
 
-    return Guests(run_dir(settings), want)
+    return Guests(run_dir(settings), want, private=private)
 
 
 def behave(process: Process) -> int:
@@ -63,13 +67,14 @@ def behave(process: Process) -> int:
     return 0
 
 
-def launcher(args: list[str]) -> None:
+def launcher(args: list[str], private: bool = False) -> None:
     overrides = tuple(a for a in args if a != "--set")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         settings = load(None, overrides, {})
         say = functools.partial(print, flush=True)
-        Launcher(settings, table(*args), say, guests=guests(settings, *args)).run()
+        rows = [msgspec.structs.replace(table(*args)[0], survives=False)] if private else table(*args)
+        Launcher(settings, rows, say, guests=guests(settings, *args, private=private), private=private).run()
     except NameTaken as e:
         print(e)
         sys.exit(EXIT_NAME_TAKEN)
@@ -77,7 +82,7 @@ def launcher(args: list[str]) -> None:
 
 if __name__ == "__main__":
     name = sys.argv.pop(1)
-    if name == "launcher":
-        launcher(sys.argv[1:])
+    if name in ("launcher", "private"):
+        launcher(sys.argv[1:], name == "private")
     else:
         main(name, behave, arguments(__doc__ or ""))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from common import launch
 from common import messages as m
 from common.child import wants
 from common.launch import Launcher
@@ -61,6 +62,7 @@ def faulty(process: Process) -> None:
 
 
 def launcher(config: str) -> None:
+    launch.LONGEST_DELAY_S = 1.0  # twelve deaths in a row, each waited after, would take a minute
     settings = load(config, (), {})
     table = []
     for want in wants(settings, ["--config", config]):

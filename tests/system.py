@@ -26,6 +26,7 @@ from common.feed_client import FeedClient, replay
 from common.fetch import fetch
 from common.process import holder, signal_holder, wait_gone
 from common.settings import Settings, Source, SpeakerSettings, TranscriberSettings, UserError
+from common.topology import TRANSLATOR
 from tests.capture_helpers import audio_of
 from tests.conftest import ROOT, Processes, Started, clean_environment, wait_for
 from tests.speech import RATE, Samples, samples, write_wav
@@ -45,12 +46,16 @@ class System:
         program: str = "common.cli",
         summaries: bool = False,  # they take seconds of a core each
         speakers: bool = False,  # they take a part of a core
+        targets: tuple[str, ...] = (),  # languages that captions are translated to
     ) -> None:
         viewer = msgspec.structs.replace(settings.viewer, port=free_port())
         summary = msgspec.structs.replace(settings.summary, enabled=summaries)
         who = msgspec.structs.replace(settings.speakers, enabled=speakers)
-        self.settings = msgspec.structs.replace(settings, source=sources, viewer=viewer, summary=summary, speakers=who)
-        self.more_weights = (self.settings.speakers.model,) if speakers else ()
+        into = msgspec.structs.replace(settings.translate, targets=targets or settings.translate.targets)
+        self.settings = msgspec.structs.replace(
+            settings, source=sources, viewer=viewer, summary=summary, speakers=who, translate=into
+        )
+        self.more_weights = (self.settings.speakers.model,) * speakers + into.models * bool(into.targets)
         self.run = wire.run_dir(self.settings)
         self.processes = processes
         self._argv = [sys.executable, "-m", program, "--config", str(processes.config(self.settings))]
@@ -150,6 +155,11 @@ class Following:
         assert event
         return event
 
+    def wait_interim(self, timeout_s: float = 60.0) -> None:
+        """Until there is interim text. Whether more follows is not promised: finals come first on a busy machine."""
+        wait_for(lambda: self.error or self.hypotheses, timeout_s, "interim text")
+        assert self.error is None, self.error
+
     def wait_seq(self, seq: int, timeout_s: float = 20.0) -> None:
         """Wait until everything up to `seq` is here."""
         wait_for(lambda: self.error or (self.events and self.events[-1].seq >= seq), timeout_s, f"event {seq}")
@@ -237,34 +247,60 @@ def quiet(seconds: float, seed: int = 1) -> Samples:
     return np.clip(np.rint(rng.standard_normal(round(seconds * RATE)) * 5), -32768, 32767).astype(np.int16)
 
 
+def told(events: list[m.Event], stream: str, *producers: str) -> list[tuple[str, int]]:
+    """All that these wrote of a stream, with its name replaced by `STREAM`, each with the number of its append."""
+    mine = [e for producer in producers for e in events if (e.stream, e.producer) == (stream, producer)]
+    return [(msgspec.json.encode(body(e)).decode().replace(stream, "STREAM"), e.n) for e in mine]
+
+
 def turns_told(events: list[m.Event], stream: str) -> list[tuple[str, int]]:
-    """All that the diarizer wrote of a stream, each with the number of its append."""
-    mine = [e for e in events if e.stream == stream and e.producer == "diarizer"]
-    return [(msgspec.json.encode(body(e)).decode(), e.n) for e in mine]
+    """All that the diarizer wrote."""
+    return told(events, stream, "diarizer")
 
 
-def heard_to_the_end(system: System, stream: str, timeout_s: float = 120.0) -> None:
-    """Wait until the diarizer has told all that it ever will."""
+def translations_told(events: list[m.Event], stream: str, targets: tuple[str, ...]) -> list[tuple[str, int]]:
+    """All that the translator wrote."""
+    return told(events, stream, *(f"{TRANSLATOR}.{target}" for target in targets))
+
+
+def heard(stream: str, beat: m.Beat | None) -> bool:
+    """The diarizer has told all that it ever will."""
+    places = beat.streams[stream].producers if beat and stream in beat.streams else {}
+    return "diarizer" in places and places["diarizer"].positions.get("meta") == 2
+
+
+def translated(stream: str, beat: m.Beat | None, targets: tuple[str, ...]) -> bool:
+    """The translator has, too."""
+    if not beat or stream not in beat.streams or "stream_ended" not in beat.streams[stream].heads:
+        return False
+    s = beat.streams[stream]
+    places = [s.producers.get(f"{TRANSLATOR}.{target}") for target in targets]
+    return all(p is not None and p.positions.get("transcript", 0) >= s.heads["stream_ended"] for p in places)
+
+
+def done_to_the_end(system: System, stream: str, timeout_s: float = 120.0) -> None:
+    """Wait until the diarizer and the translator, as far as the system has them, have come to a stream's end."""
     client = FeedClient(system.settings, kinds=())
+    speakers, targets = system.settings.speakers.enabled, system.settings.translate.targets
 
     def over() -> bool:
         client.poll(0.1)
         beat = client.last_beat
-        places = beat.streams[stream].producers if beat and stream in beat.streams else {}
-        return "diarizer" in places and places["diarizer"].positions.get("meta") == 2
+        return (heard(stream, beat) or not speakers) and translated(stream, beat, targets)
 
     try:
-        wait_for(over, timeout_s, "the diarizer to come to the end")
+        wait_for(over, timeout_s, "speakers and translations to come to the end")
     finally:
         client.close()
 
 
 def one_by_one(settings: Settings) -> Settings:
-    """Without catching up: the same captions and turns whenever the workers get to them."""
+    """Without catching up: the same captions, turns and translations whenever the workers get to them."""
     return msgspec.structs.replace(
         settings,
         transcriber=msgspec.structs.replace(settings.transcriber, batch_most=1),
         speakers=msgspec.structs.replace(settings.speakers, longest_hop_s=settings.speakers.hop_s),
+        translate=msgspec.structs.replace(settings.translate, batch_most=1),
     )
 
 
@@ -294,6 +330,7 @@ class Undisturbed:
         clip: Path | None = None,
         timeout_s: float = 0.0,
         speakers: SpeakerSettings | None = None,  # None: nobody listens for them
+        targets: tuple[str, ...] = (),
     ) -> None:
         self.clip = clip or folder / "clip.wav"
         if clip is None:
@@ -302,13 +339,15 @@ class Undisturbed:
         settings = with_interim(one_by_one(settings), False)
         processes = Processes(folder, settings)
         try:
-            system = System(processes, settings, file_source(self.clip, "1000"), speakers=speakers is not None)
+            source, listens = file_source(self.clip, "1000"), speakers is not None
+            system = System(processes, settings, source, speakers=listens, targets=targets)
             system.start()
-            ended = system.ended(timeout_s or 120.0 + 60.0 * repeats)
-            if speakers is not None:
-                heard_to_the_end(system, ended.stream)
+            timeout_s = timeout_s or 120.0 + 60.0 * repeats
+            ended = system.ended(timeout_s)
+            done_to_the_end(system, ended.stream, timeout_s)
             events = system.journal()
             self.turns = turns_told(events, ended.stream)
+            self.translations = translations_told(events, ended.stream, targets)
             self.events = events
             self.end = assert_whole(events, ended.stream)
             self.lines = content(events, ended.stream)
@@ -327,5 +366,7 @@ class Undisturbed:
         assert [(e.kind, e.n) for e in events if e.producer == "transcriber"] == self.appends
         if system.settings.speakers.enabled:
             assert turns_told(events, stream) == self.turns
+        if targets := system.settings.translate.targets:
+            assert translations_told(events, stream, targets) == self.translations
         assert audio_of(system.settings.streams / stream) == self.audio
         assert events[-1].seq == len(events)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ import msgspec
 import psutil
 import pytest
 
-from arbiter.effects import Roster
+from arbiter.effects import GRANTED, Entry, Roster
 from arbiter.hands import Processes as Pidfds
+from arbiter.hands import write_roster
 from common import messages as m
 from common import wire
 from common.card import MIB, SimulatedCard
@@ -106,7 +108,8 @@ def test_one_that_does_not_give_back_is_killed_at_its_deadline(gpu: Gpu, how: st
     assert summarizer.wait() == -signal.SIGKILL
     end = record(gpu, "summarizer")
     assert end["ours"] is True and end["pid"] == summarizer.pid and end["cause"] == "signal 9"
-    assert said(arbiter, "kill")["at"] - revoked >= gpu.settings.gpu.offload_within_s, "not before its deadline"
+    late_s = said(arbiter, "kill")["at"] - revoked  # by the lines of a log, each written a moment after what it tells
+    assert late_s >= gpu.settings.gpu.offload_within_s - 0.1, "not before its deadline"
 
 
 def test_out_of_memory_kills_nobody_and_is_wanted_again(gpu: Gpu) -> None:
@@ -186,6 +189,19 @@ def test_one_who_died_while_no_arbiter_looked_is_noticed(gpu: Gpu) -> None:
     gpu.arbiter()
     gpu.worker("transcriber", want_mib=600)
     assert gpu.has("transcriber") < 2 * GRACE_S  # the processes have to start
+
+
+def test_a_number_of_the_roster_that_is_a_threads_by_now_blocks_nobody(gpu: Gpu) -> None:
+    thread = threading.Thread(target=threading.Event().wait, daemon=True)
+    thread.start()
+    gone = m.Incarnation(worker="transcriber", pid=thread.native_id or 0, started_ticks=5, nonce="0" * 16)
+    row = Entry(incarnation=gone, state=GRANTED, epoch=7, bytes=900 * MIB, residue_bytes=0, offload_within_s=2.0)
+    gpu.run.mkdir(parents=True, exist_ok=True)
+    write_roster(gpu.run, Roster(n=7, rows=(row,)))
+    gpu.arbiter()
+    gpu.worker("summarizer", want_mib=600)
+    gpu.has("summarizer")
+    assert not gpu.state().trouble
 
 
 def test_a_lost_roster_is_made_up_from_what_the_workers_say(gpu: Gpu) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import msgspec
@@ -14,6 +17,7 @@ from hypothesis import example, given, settings
 
 from common import backlog
 from common.backlog import Anchor, Chunk, Hole, Meta, Reader, Writer
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.pure
 META = Meta(stream="s", source="mic", lane="live", origin="microphone", started_ns=5, resumable=False)
@@ -186,12 +190,42 @@ def test_the_end_that_anchors_prove_is_read_from_the_last_of_many(folder: Path) 
     assert backlog.proven(folder) == 300
 
 
+def test_the_end_that_holes_prove_is_read_from_the_last_of_many(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a stream that a bad connection has cut to pieces for days: its head is asked for all the time."""
+    lines = [Hole(start=960_000 * i, end=960_000 * i + 800, reason="the connection was lost") for i in range(20_000)]
+    with open(folder / "gaps.jsonl", "wb") as f:
+        f.write(b"".join(msgspec.json.encode(line) + b"\n" for line in lines) + b'{"start":99999999')
+    decode, decoded = msgspec.json.decode, list[bytes]()
+
+    def count(line: bytes, **how: Any) -> Any:
+        decoded.append(line)
+        return decode(line, **how)
+
+    monkeypatch.setattr(msgspec.json, "decode", count)
+    end = lines[-1].end
+    assert backlog.head(folder) == end
+    assert Reader(folder).read(end, 1) == Chunk(start=end)
+    assert Reader(folder).read(end - 1, 1) == Chunk(start=end - 1, hole_end=end, reason=lines[-1].reason)
+    assert len(decoded) < 300
+    assert Reader(folder).read(960_007, 1) == Chunk(start=960_007, hole_end=960_800, reason=lines[1].reason)
+
+
 def test_meta_survives_and_garbage_is_no_meta(folder: Path) -> None:
     assert backlog.read_meta(folder) is None
     backlog.write_meta(folder, META)
     assert backlog.read_meta(folder) == META
     (folder / "meta.json").write_bytes(b'{"stream":')
     assert backlog.read_meta(folder) is None
+
+
+def test_two_processes_may_write_one_meta_at_once(folder: Path) -> None:
+    """Two captures end the same stream that nobody goes on with."""
+    program = "import sys; from pathlib import Path; from tests.test_backlog import META, backlog\n"
+    program += "for _ in range(300): backlog.write_meta(Path(sys.argv[1]), META)"
+    argv = [sys.executable, "-c", program, str(folder)]
+    both = [subprocess.Popen(argv, cwd=ROOT) for _ in range(2)]
+    assert [one.wait() for one in both] == [0, 0]
+    assert backlog.read_meta(folder) == META and [p.name for p in folder.iterdir()] == ["meta.json"]
 
 
 def test_streams_are_listed_without_those_being_removed(folder: Path) -> None:
@@ -205,6 +239,22 @@ def test_streams_are_listed_without_those_being_removed(folder: Path) -> None:
     backlog.remove(folder / "b")
     assert [p.name for p in backlog.streams(folder)] == ["a"]
     assert backlog.streams(folder / "nowhere") == []
+
+
+def test_what_may_not_be_entered_is_no_stream(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`lost+found`, where the audio has a disk of its own."""
+    for name in ("a", "lost+found"):
+        (folder / name).mkdir()
+    backlog.write_meta(folder / "a", META)
+    stat = os.stat
+
+    def look(path: Path, **how: bool) -> os.stat_result:
+        if "lost+found" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **how)
+
+    monkeypatch.setattr(os, "stat", look)
+    assert [p.name for p in backlog.streams(folder)] == ["a"]
 
 
 def test_anchors_read_back_without_a_torn_line(folder: Path) -> None:

@@ -198,6 +198,29 @@ def test_a_stream_removed_under_a_live_source_is_noticed(capturing: Capturing) -
     assert "stream was removed" in process.output()
 
 
+def test_a_file_whose_stream_is_removed_is_done_and_goes_on_where_all_streams_were_away(
+    capturing: Capturing, folder: Path
+) -> None:
+    """Their disk was unmounted for a moment: exit 0 would mean that the source is finished."""
+    (folder / "a.raw").write_bytes(numbered(0, 60 * RATE))
+    capturing.configure(Source(name="f", kind="pcm", path=str(folder / "a.raw"), pace="realtime"))
+    streams = capturing.settings.streams
+    first = capturing.start("f")
+    stream = capturing.stream()
+    wait_for(lambda: backlog.head(stream) > RATE // 2, what="audio")
+    streams.rename(folder / "unmounted")
+    streams.mkdir()
+    assert first.wait() == 1
+    streams.rmdir()
+    (folder / "unmounted").rename(streams)
+    head = backlog.head(stream)
+    second = capturing.start("f")
+    wait_for(lambda: backlog.head(stream) > head, what="more of it")
+    assert capturing.streams() == [stream] and backlog.holes(stream) == []
+    backlog.remove(stream)
+    assert second.wait() == 0, "this one a person removed"
+
+
 def test_audio_deleted_by_hand_is_a_hole_and_the_stream_goes_on(capturing: Capturing) -> None:
     """While capture runs, and again while it is dead: the numbers of samples never start over."""
     capturing.configure(Source(name="in", kind="stdin"))

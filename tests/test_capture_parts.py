@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import random
 import subprocess
 import sys
 import time
+from math import inf
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -22,7 +24,7 @@ from capture.intake import Intake, elapsed_ns
 from capture.microphone import Behind, Device, NoDevice, choose
 from capture.pace import Schedule
 from capture.resample import Resampler
-from capture.retention import Candidate, Retention, due, read_upto
+from capture.retention import Candidate, Retention, due, read_upto, say_swept
 from capture.ring import Patience, Ring, Run
 from capture.streams import Found, Stream, age_s
 from capture.streams import choose as choose_stream
@@ -31,7 +33,7 @@ from common import backlog, topology
 from common import messages as m
 from common.backlog import Anchor, Meta
 from common.process import Log
-from common.settings import RetentionSettings, Settings, Source, SpeakerSettings
+from common.settings import CaptureSettings, RetentionSettings, Settings, Source, SpeakerSettings
 from common.wire import run_dir
 from tests.capture_helpers import RATE, numbered
 from tests.conftest import ROOT
@@ -144,7 +146,7 @@ def test_a_device_that_was_away_leaves_a_hole(clock: list[float]) -> None:
 
 
 def test_a_file_is_not_older_than_the_run_that_plays_it() -> None:
-    """Else a killed capture takes its own stream for one of another file, and a killed launcher plays it again."""
+    """A microphone's first samples are: they had been heard when they came."""
     for resumable, heard_before_s in ((True, 0.0), (False, 1.0)):
         intake, before = Intake(Ring(30)), time.time_ns()
         intake.resumable = resumable
@@ -182,14 +184,46 @@ def test_the_newest_stream_that_fits_goes_on() -> None:
     assert choose_stream([young, newer, old], "o", 0, now, 600) is newer
     assert choose_stream([old], "o", 0, now, 600) is None
     assert choose_stream([young], "other", 0, now, 600) is None, "the settings name another device"
-    assert choose_stream([young], "o", 101 * NS, now, 600) is None, "the file changed since"
+    played = one(700, changed_ns=5 * NS)
+    assert choose_stream([played], "o", 5 * NS, now, 600) is played
+    for changed_ns in (0, 4 * NS, 6 * NS, 9999 * NS):
+        assert choose_stream([played], "o", changed_ns, now, 600) is None, "another file, be it older"
+    assert choose_stream([young], "o", 9999 * NS, now, 600) is young, "of a version that did not write it down"
     assert choose_stream([one(900, lane="batch")], "o", 0, now, 600) is None
+
+
+def test_a_file_goes_on_and_another_under_its_name_begins_whatever_their_times_are(folder: Path) -> None:
+    """A clock that was put back leaves files that are of the future."""
+    where, source = Settings(data_dir=str(folder)), Source(name="talk", kind="file", path="talk.wav")
+    hour_ns, at = 3600 * NS, time.time_ns()
+
+    def life(changed_ns: int) -> str:
+        stream = Stream(where, source, "talk.wav", "live")
+        stream.find(changed_ns=changed_ns)
+        stream.end_stale()
+        stream.open(time.time_ns(), resumable=True).close()
+        return stream.name
+
+    for changed_ns in (at + hour_ns, at - hour_ns, at):
+        names = {life(changed_ns), life(changed_ns), life(changed_ns)}
+        assert len(names) == 1
+    assert len(backlog.streams(where.streams)) == 3
 
 
 def test_age_is_that_of_the_last_write_or_anchor() -> None:
     found = Found(Path("s"), meta(), 0, anchor(0, 100.0), int(995 * NS))
     assert age_s(found, anchor(0, 150.0, wall_s=1000)) == 5
     assert age_s(found._replace(last_write_ns=0), anchor(0, 150.0)) == 50
+
+
+def test_a_clock_that_was_put_back_does_not_make_a_stream_young() -> None:
+    """A microphone would go on there with a hole of any length, or of none at all."""
+    found = Found(Path("s"), meta(), 0, anchor(0, 100.0), int(1000 * NS))
+    two_hours = anchor(0, 7300.0, wall_s=500)
+    assert age_s(found, two_hours) == 7200 - 2 * 60, "the last write is at most as much younger than the last anchor"
+    assert age_s(found, anchor(0, 150.0, wall_s=500)) == 0, "restarted at once"
+    assert age_s(found, anchor(0, 5.0, wall_s=999, boot="c")) == inf, "off for how long? A new stream is honest"
+    assert age_s(found, anchor(0, 5.0, wall_s=1030, boot="c")) == 30
 
 
 def test_a_stream_purged_since_it_was_found_is_not_written(folder: Path) -> None:
@@ -203,6 +237,21 @@ def test_a_stream_purged_since_it_was_found_is_not_written(folder: Path) -> None
     with pytest.raises(FileNotFoundError):
         again.open(1_700_000_000 * NS, False)
     assert not again.folder.exists()
+
+
+@pytest.mark.parametrize("lane", ["live", "batch"])
+def test_streams_are_away_when_their_folder_is_another_one(folder: Path, lane: str) -> None:
+    where = Settings(data_dir=str(folder))
+    stream = Stream(where, Source(name="f", kind="file", path="x"), "x", lane)
+    stream.find(content="c" * 64)
+    stream.open(1_700_000_000 * NS, resumable=True).close()
+    assert stream.folder
+    backlog.remove(stream.folder)
+    assert not stream.away, "this one was purged"
+    where.streams.rename(folder / "unmounted")
+    assert stream.away
+    where.streams.mkdir()
+    assert stream.away
 
 
 def test_a_stream_that_goes_on_is_heard_as_its_source_says_now(folder: Path) -> None:
@@ -373,6 +422,75 @@ def test_retention_deletes_ours_and_what_has_ended_and_never_without_a_beat(fold
     assert kept(ended) == [] and backlog.read_meta(ended) and backlog.head(ended) == 30
 
 
+def test_a_stream_that_is_captured_again_under_its_name_is_another_one(folder: Path) -> None:
+    """A purged batch file: its name is that of its content."""
+    first = stream_of(folder, "f-1", "f", True)
+    retention = Retention(folder, "mic", RetentionSettings(read_audio_h=1), ONE)
+    retention.hear(beat(**{"f-1": 30}), now=1.0)
+    assert len(retention.sweep(now=1.0)) == 3 and retention.sweep(now=1.0) == []
+    backlog.remove(first)
+    again = stream_of(folder, "f-1", "f", True)
+    backlog.write_meta(again, meta(stream="f-1", source="f", ended=True, end=30, started_ns=101 * NS))
+    assert retention.sweep(now=1.0) == [], "nobody has read this one, as far as is known"
+    retention.hear(beat(**{"f-1": 30}), now=2.0)
+    assert len(retention.sweep(now=2.0)) == 3 and kept(again) == []
+
+
+def test_what_cannot_be_deleted_is_said_once_and_keeps_nobody_from_the_rest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file somebody made a folder of, one on a disk with a defect, and a folder that may not be entered."""
+    stuck, shut, good = (stream_of(folder, name, "b", True) for name in ("stuck", "shut", "good"))
+    (stuck / "audio" / f"{0:020d}.pcm").unlink()
+    (stuck / "audio" / f"{0:020d}.pcm").mkdir()
+    os.utime(stuck / "audio" / f"{0:020d}.pcm", (0, 0))
+    listed, stat = os.listdir, os.stat
+    defects = [10]
+
+    def listdir(path: Path) -> list[str]:
+        if path == shut / "audio":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    def look(path: Path, **how: bool) -> os.stat_result:
+        if defects and path == stuck / "audio" / f"{defects[0]:020d}.pcm":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return stat(path, **how)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    monkeypatch.setattr(os, "stat", look)
+    retention = Retention(folder, "mic", RetentionSettings(read_audio_h=1), ONE)
+    retention.hear(beat(stuck=10**6, shut=30, good=30), now=1.0)
+    gone = retention.sweep(now=1.0)
+    assert (kept(stuck), kept(good)) == ([0, 10], []) and len(gone) == 4
+    assert retention.refused.keys() == {shut, *(path for _, path in backlog.audio_files(stuck))}
+    say_swept(Log("capture"), retention, gone)
+    assert "audio cannot be removed" in caplog.text
+    assert retention.sweep(now=2.0) == [] and retention.refused == {}, "said already"
+    defects.clear()
+    monkeypatch.setattr(os, "listdir", listed)
+    assert len(retention.sweep(now=3.0)) == 4 and (kept(stuck), kept(shut)) == ([0], []), "tried again"
+
+
+@pytest.mark.parametrize("lane", ["live", "batch"])
+def test_a_stream_of_any_lane_has_anchors_for_a_jump_of_the_wall_clock(folder: Path, lane: str) -> None:
+    where = Settings(data_dir=str(folder), capture=CaptureSettings(file_s=1))
+    ring, stream = Ring(30), Stream(where, Source(name="f", kind="file", path="x"), "o", lane)
+    stream.find(content="c" * 64)
+    writer = WriterThread(ring, Intake(ring), 60.0, lambda: None, Log("capture"))
+    writer.stream = stream
+    writer.intake.put(numbered(0, RATE), Patience.ALWAYS)
+    writer.intake.put(numbered(RATE, 2 * RATE), Patience.ALWAYS)
+    ring.close()
+    writer.run()
+    assert writer.error is None and stream.folder and kept(stream.folder) == [0, RATE, 2 * RATE]
+    for _first, path in backlog.audio_files(stream.folder):
+        os.utime(path, (0, 0))  # by a clock that was put forward since
+    retention = Retention(where.streams, "f", RetentionSettings(unread_audio_h=24), ONE)
+    retention.hear(beat(), now=1.0)
+    assert retention.sweep(now=1.0) == [], "unread, and a moment old"
+
+
 def test_a_jump_of_the_wall_clock_makes_no_file_old(folder: Path) -> None:
     """Also not one that nobody has read, where a limit was set for those."""
     ours = stream_of(folder, "ours", "mic", False)  # files of 1970 by their times
@@ -501,7 +619,64 @@ def test_open_streams_of_sources_nobody_captures_any_more_are_ended(tmp_path: Pa
         assert other.stdout and other.stdout.readline() == b"held\n"
         stream = Stream(settings, Source(name="mic", kind="microphone"), "mic", "live")
         stream.find()
-        assert stream.end_stale() == ["gone-1"]
+        assert stream.end_stale() == {"gone-1": ""}
         other.communicate()
     ended = {p.name: backlog.read_meta(p).ended for p in backlog.streams(settings.streams)}  # type: ignore[union-attr]
     assert ended == {"gone-1": True, "young-1": False, "alive-1": False}
+
+
+def orphan(where: Settings, source: str) -> Path:
+    """An open live stream of long ago, of a source that nobody captures."""
+    folder = where.streams / f"{source}-1"
+    folder.mkdir(parents=True)
+    backlog.write_meta(folder, meta(stream=folder.name, source=source, started_ns=1))
+    return folder
+
+
+def test_a_stream_of_another_source_that_cannot_be_ended_costs_no_audio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = Settings(data_dir=str(tmp_path))
+    purged, ended, stuck, plain = (orphan(where, name) for name in ("purged", "ended", "stuck", "plain"))
+    ring, stream = Ring(60), Stream(where, Source(name="mic", kind="microphone"), "o", "live")
+    writer = WriterThread(ring, Intake(ring), 60.0, lambda: None, Log("capture"))
+    stream.find()
+    backlog.remove(purged)
+    done = meta(stream="ended-1", source="ended", ended=True, end=7, end_reason="stopped")
+    backlog.write_meta(ended, done)
+    rename = os.rename
+
+    def refuse(old: Path, new: Path) -> None:
+        if new == stuck / "meta.json":
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(new))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    writer.stream = stream
+    writer.intake.put(numbered(0, 500), Patience.ALWAYS)
+    ring.close()
+    writer.run()
+    assert writer.error is None and writer.end == 500
+    assert not purged.exists() and backlog.read_meta(ended) == done
+    assert [(f := backlog.read_meta(p)) and f.ended for p in (stuck, plain)] == [False, True]
+
+
+def test_a_stream_that_is_gone_on_with_meanwhile_is_not_ended(tmp_path: Path) -> None:
+    """Its end waited for space on the disk."""
+    where = Settings(data_dir=str(tmp_path))
+    folder = orphan(where, "hall")
+    stream = Stream(where, Source(name="mic", kind="microphone"), "o", "live")
+    stream.find()
+    backlog.Writer(folder, 16_000).append(0, numbered(0, 100))
+    assert stream.end_stale() == {}
+    assert (found := backlog.read_meta(folder)) and not found.ended
+
+
+def test_a_meta_that_was_being_written_at_a_kill_is_tidied_up(tmp_path: Path) -> None:
+    where, source = Settings(data_dir=str(tmp_path)), Source(name="mic", kind="stdin")
+    stream = Stream(where, source, "stdin", "live")
+    stream.open(time.time_ns(), resumable=False).close()
+    assert stream.folder
+    (stream.folder / "meta.json.77.new").write_bytes(b"half of i")
+    Stream(where, source, "stdin", "live").find()
+    assert sorted(p.name for p in stream.folder.iterdir()) == ["audio", "meta.json"]

@@ -51,7 +51,7 @@ def swapscribe(processes: Processes, settings: Settings) -> Swapscribe:
 
 @pytest.fixture(scope="module")
 def weights() -> None:
-    for name in ("tiny.en", "silero_vad", "pyannote-campplus", "smollm2-135m"):
+    for name in ("tiny.en", "silero_vad", "pyannote-campplus", "smollm2-135m", *Settings().translate.models):
         try:
             models.available(Settings(), name)
         except UserError:
@@ -84,21 +84,37 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.speech
+@pytest.mark.timeout(900)
 def test_demo_ends_by_itself_and_sums_up(swapscribe: Swapscribe, weights: None) -> None:
-    done = swapscribe("demo", "--pace", "max", "--keep")
+    done = swapscribe("demo", "--pace", "max", timeout_s=800)
     assert done.returncode == 0, done.stdout + done.stderr
-    spoken = re.findall(r"^\d\d:\d\d\.\d  (?:S\d+: )?(.+)$", done.stdout, re.M)
-    words = re.search(r"^-- (\d+) words, worst lag", done.stdout, re.M)
-    assert words and int(words[1]) == len(" ".join(spoken).split()) > 60
+    lines = re.findall(r"^\d\d:\d\d\.\d  (?:S\d+: )?(.+)$", done.stdout, re.M)
+    spoken = [x for x in lines if not x.startswith("(pt")]
+    words = re.search(r"^-- (\d+) words$", done.stdout, re.M)
+    assert words and int(words[1]) == len(" ".join(spoken).split()) > 70
+    assert len(lines) - len(spoken) >= 5, "translations"
     assert "they take turns" in done.stdout
-    minutes = re.findall(r"^\[minutes \d\d:\d\d\.\d-(\d\d:\d\d)\.\d by smollm2-135m\]$", done.stdout, re.M)
-    assert minutes and minutes[-1] == "00:44", "minutes of all that was said"
+    minutes = re.findall(r"^\[minutes \d\d:\d\d\.\d-(\d\d:\d\d)\.\d by smollm2-135m", done.stdout, re.M)
+    assert minutes and minutes[-1] >= "00:45", "minutes of all that was said"
     assert "[captions pause: " in done.stdout and "[captions resume after" in done.stdout
     seconds = re.search(r"text ([\d.]+) s  silence ([\d.]+) s .* gap 0.0 s  pending 0.0 s", done.stdout)
-    assert seconds and float(seconds[1]) > 30 and float(seconds[2]) > 5
-    kept = re.search(r"journal and logs: (.+)$", done.stdout, re.M)
-    assert kept and Path(kept[1]).parent == swapscribe.settings.data
-    assert running(run_dir(Settings(data_dir=kept[1]))) == {}
+    assert seconds and float(seconds[1]) > 25
+    left = re.search(r"^-- exports: (.+?): (.+)$", done.stdout, re.M)
+    assert left and Path(left[1]).parent.parent == swapscribe.settings.data
+    card = (Path(left[1]) / "scorecard.txt").read_text()
+    assert card in done.stdout
+    for figure, most in (("WER", 40), ("DER", 40)):
+        found = re.search(rf"{figure} ([\d.]+) %", card)
+        assert found and 0 < float(found[1]) < most, card
+    beside = re.search(r"chrF ([\d.]+) \(", card)
+    assert beside and float(beside[1]) >= 80, card
+    swaps = re.search(r"swaps +(\d+);", card)
+    assert swaps and int(swaps[1]) >= 1
+    names = {f"meeting.{form}" for form in ("srt", "vtt", "txt", "json", "md", "rttm", "pt.srt")} | {"scorecard.txt"}
+    assert {p.name for p in Path(left[1]).iterdir()} == names == set(left[2].split())
+    assert [p.name for p in Path(left[1]).parent.iterdir()] == ["exports"], "the rest is not kept"
+    assert (Path(left[1]) / "meeting.srt").read_text().count(" --> ") >= 5
+    assert running(run_dir(Settings(data_dir=str(Path(left[1]).parent)))) == {}
 
 
 @pytest.mark.speech
@@ -112,8 +128,7 @@ def test_demo_fails_when_words_are_missing(swapscribe: Swapscribe) -> None:
 @pytest.mark.speech
 def test_run_all_status_tail_purge(swapscribe: Swapscribe, weights: None) -> None:
     launcher = swapscribe.run_all(recording("max"))
-    up = wait_for(lambda: re.findall(r"all 6 processes are up after ([\d.]+) s", launcher.output()))
-    assert float(up[0]) <= 5.0
+    wait_for(lambda: "all 6 processes are up after" in launcher.output(), 60, "everything to be up")
     wait_for(lambda: re.search(r"^\[rec-\w+ ended at 00:4\d\.\d: ", launcher.output(), re.M), 120, "end of the stream")
     captions = re.findall(r"^\d\d:\d\d\.\d  .+$", launcher.output(), re.M)
     assert len(captions) >= 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.diarization import cpwer
+from benchmarks.scores import cpwer
 
 pytestmark = pytest.mark.pure
 SAID = {"a": "Good morning, everybody.", "b": "Shall we begin now?"}

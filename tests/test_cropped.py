@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
+from common.settings import TranscriberSettings
 from tests import speech
 from tests.in_process import run, transcriber
 from tests.sounds import computed_sounds
@@ -23,6 +24,7 @@ from workers.captions import again
 from workers.decoding import Decoded, Decoder, Sound
 from workers.encoder import encode
 from workers.prompts import Told
+from workers.silence import KeptSilence
 
 
 def sound(audio: Samples) -> Sound:
@@ -34,12 +36,13 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder]:
     """The transcriber's; what a test changes in it is as before afterwards."""
     decoder = transcriber().decoder
     monkeypatch.setattr(decoder, "s", decoder.s)
+    monkeypatch.setattr(decoder, "whole", decoder.whole)
     monkeypatch.setattr(decoder, "encoder", cropped.Encoder(decoder.torch, decoder.model))
     yield decoder
 
 
 def hear(decoder: Decoder, audio: Samples, prompt: tuple[int, ...] = (), whole: bool = False) -> Decoded:
-    decoder.s = msgspec.structs.replace(decoder.s, whole_window=whole)
+    decoder.whole = whole
     done: Decoded = run(decoder.hear(sound(audio), Told(language="en", before=prompt)))
     return done
 
@@ -68,6 +71,15 @@ def test_the_window_is_the_speech_and_two_seconds_in_steps_of_half_a_second() ->
 
 
 @pytest.mark.pure
+@pytest.mark.pure
+@pytest.mark.parametrize(
+    ("model", "window", "whole"),
+    [("tiny.en", "auto", False), ("base", "auto", True), ("base", "cropped", False), ("tiny.en", "whole", True)],
+)
+def test_only_what_was_measured_to_bear_it_is_cropped_by_itself(model: str, window: str, whole: bool) -> None:
+    assert cropped.whole(TranscriberSettings(model=model, window=window)) == whole
+
+
 def test_who_says_the_same_twice_in_a_row_turns_round() -> None:
     assert cropped.turns_round([7, 1, 2, 3, 1, 2, 3]) and cropped.turns_round([5, 5])
     assert not any(cropped.turns_round(some) for some in ([], [1], [1, 2], [1, 2, 1], [1, 2, 3, 9, 1, 2, 3]))
@@ -116,12 +128,49 @@ def test_a_doubt_gives_exactly_what_the_whole_window_gives(decoder: Decoder, mon
 
 @pytest.mark.speech
 def test_the_same_utterance_is_the_same_final_in_another_life(decoder: Decoder) -> None:
-    """What the encoder makes of silence is found anew by each process."""
+    """What the encoder makes of silence is found anew where it was not kept."""
     audio = samples(speech.librivox()[3].path)
     first = hear(decoder, audio)
     decoder.encoder = cropped.Encoder(decoder.torch, decoder.model)
     assert hear(decoder, samples(speech.jfk().path)[: 2 * RATE]).text
     assert hear(decoder, audio) == first
+
+
+@pytest.mark.speech
+def test_what_it_makes_of_silence_is_kept_for_the_next_life(
+    decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, times, embed = tmp_path / "silence.safetensors", list[int](), decoder.model.embed_audio
+    monkeypatch.setattr(decoder.model, "embed_audio", lambda mel: times.append(1) or embed(mel))
+    mel = decoder._spectrum(samples(speech.jfk().path)[: 2 * RATE].astype(np.float32) / 2**15).mel
+
+    def encoded(weights: str = "tiny.en 1a2b") -> Any:
+        return cropped.Encoder(decoder.torch, decoder.model, KeptSilence(path, weights))(mel, 200)
+
+    first = encoded()
+    assert times == [1] and decoder.torch.equal(encoded(), first) and times == [1]
+    encoded("base 3c4d")
+    assert times == [1, 1], "another model makes something else of silence"
+    encoded("base 3c4d")
+    assert times == [1, 1]
+    for damaged in (b"", path.read_bytes()[:-1], path.read_bytes()[:-1] + b"x", b"x" * 100):
+        path.write_bytes(damaged)
+        times.clear()
+        assert decoder.torch.equal(encoded(), first) and times == [1]
+    path.unlink()
+    path.mkdir()  # nothing can be written there
+    times.clear()
+    assert decoder.torch.equal(encoded(), first) and times == [1]
+
+
+@pytest.mark.speech
+def test_a_glossary_may_spell_a_special_token(decoder: Decoder) -> None:
+    terms = ("<|endoftext|>", "Norland")
+    assert decoder.prompts.fitting(terms) == terms
+    eot = decoder.prompts.tokenizer("en").eot
+    assert all(token < eot for token in decoder.prompts.terms(terms))
+    told = Told(language="en", terms=terms)
+    assert "country" in run(decoder.hear(sound(samples(speech.jfk().path)), told)).text
 
 
 class Short:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.scores import Turns, by_speaker, rttm, score
 from common import messages as m
 from common.messages import Body
-from tests.diarization import Shown, Told, Turns, by_speaker, outside, provisional, rttm, score
+from tests.diarization import Shown, Told, outside, provisional
 from tests.test_join import Journal, s
 
 pytestmark = pytest.mark.pure

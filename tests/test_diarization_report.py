@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks.scores import Turns
 from common import messages as m
 from tests.conftest import ROOT
-from tests.diarization import Shown, Told, Turns
+from tests.diarization import Shown, Told
 from tests.test_join import Journal, s
 
 sys.path.append(str(ROOT / "benchmarks"))

@@ -25,7 +25,7 @@ from common.settings import Settings, SpeakerSettings
 from tests.conftest import Processes, wait_for
 from tests.speech import RATE, jfk, librivox, samples, write_wav
 from tests.swaps import SwapSystem, gpu, log_rows
-from tests.system import System, file_source, heard_to_the_end, one_by_one, quiet, turns_told
+from tests.system import System, done_to_the_end, file_source, one_by_one, quiet, turns_told
 
 pytestmark = [pytest.mark.processes, pytest.mark.speech, pytest.mark.timeout(600)]
 KILLS = int(os.environ.get("TEST_KILLS") or 4)
@@ -109,7 +109,7 @@ def undisturbed() -> Iterator[Told]:
             system = listening(processes, settings, folder / "talk.wav", "1000")
             system.start()
             stream = system.ended(300.0).stream
-            heard_to_the_end(system, stream, 300.0)
+            done_to_the_end(system, stream, 300.0)
             events = system.journal()
             system.stop()
         finally:
@@ -161,7 +161,7 @@ def test_ids_are_the_same_after_kills_and_offloads_and_a_restart_of_everything(
         if moment < 0.7:  # else it is killed at once
             wait_for(lambda b=before: system.appends() > b or _ended(system, stream), 60.0, "another turn")
         system.signal("diarizer", signal.SIGKILL)
-    heard_to_the_end(system, stream, 300.0)
+    done_to_the_end(system, stream, 300.0)
     assert turns_told(system.journal(), stream) == undisturbed.turns
     assert offloads >= KILLS and system.log("diarizer").count('"started"') >= KILLS + 2
     assert "gave up" not in system.log("diarizer")

@@ -19,6 +19,7 @@ from tests.conftest import Processes, wait_for
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 README = ROOT / "README.md"
+GUIDE, FIGURES = ROOT / "docs" / "guide.md", ROOT / "docs" / "figures.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->"
 
 
@@ -76,9 +77,11 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_programs_named_in_the_readme_exist() -> None:
-    named = re.findall(r"\b(?:benchmarks|examples|docs|common)/[\w/-]+\.\w+", README.read_text())
-    assert len(named) >= 5
+def test_files_named_for_newcomers_exist() -> None:
+    text = "\n".join(p.read_text() for p in (README, GUIDE, FIGURES))
+    named = re.findall(r"\b(?:benchmarks|examples|workers|docs|common|tests)/[\w/-]+\.\w+", text)
+    named += [f"benchmarks/{name}" for name in re.findall(r"^\|.*\| `(\w+\.py)", FIGURES.read_text(), re.M)]
+    assert len(named) >= 40
     for name in named:
         assert (ROOT / name).exists(), name
 
@@ -96,15 +99,23 @@ def settings_paths(cls: type = Settings, prefix: str = "") -> dict[str, object]:
     return out
 
 
-def test_settings_named_in_the_readme_exist_with_the_defaults_given_there() -> None:
+def test_settings_of_the_guide_exist_with_the_defaults_given_there() -> None:
     known, rows = settings_paths(), 0
-    for name, default in re.findall(r"^\| `([a-z_.]+)` \| `([^`]*)` \|", README.read_text(), re.M):
+    for name, default in re.findall(r"^\| `([a-z_.]+)` \| `([^`]*)` \|", GUIDE.read_text(), re.M):
         assert name in known, name
         value = known[name]
         shown = value if isinstance(value, str) else msgspec.json.encode(value).decode()
         assert shown == default, f"{name}: the code has {shown!r}"
         rows += 1
-    assert rows >= 10
+    assert rows >= 30
+
+
+def test_settings_named_in_a_sentence_exist() -> None:
+    known = settings_paths()
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    for page in (README, GUIDE):
+        for section, name in re.findall(r"[`'\s]([a-z_]+)\.([a-z_]+)(?=[`=])", page.read_text()):
+            assert section not in sections or f"{section}.{name}" in known, f"{page.name}: {section}.{name}"
 
 
 def test_commands_and_targets_named_in_the_documents_exist() -> None:

@@ -1,11 +1,11 @@
-"""Formats of a finished text, each held to its own grammar by a strict reader; subtitles of a readable size."""
+"""What is exported of a stream: the newest word on everything, by speaker and in another language."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import re
-import unicodedata
+from pathlib import Path
 
 import hypothesis.strategies as st
 import msgspec
@@ -14,141 +14,13 @@ from hypothesis import given, settings
 
 from common import exports
 from common import messages as m
+from common.cli_export import warnings
+from common.document import document
+from tests.export_cases import RATE, events, transcript, translation, turn
+from tests.export_readers import read_rttm, read_srt, read_vtt
 
 pytestmark = pytest.mark.pure
-RATE = m.SAMPLE_RATE
-CLOCK = r"(\d{2,}):([0-5]\d):([0-5]\d)%s(\d{3})"
-
-
-def transcript(start_s: float, text: str, words: bool = True, revision: int = 0, **more: object) -> m.Transcript:
-    """One utterance, two and a half words a second."""
-    parts = text.split()
-    spans = [(int((start_s + i * 0.4) * RATE), int((start_s + i * 0.4 + 0.35) * RATE)) for i in range(len(parts))]
-    made = tuple(m.Word(text=f" {p}", span=s, p=0.9) for p, s in zip(parts, spans, strict=True))
-    whole = (int(start_s * RATE), spans[-1][1] if spans else int(start_s * RATE) + RATE)
-    plain = m.Transcript(
-        segment=f"s:{whole[0]}",
-        span=whole,
-        text=text,
-        language="en",
-        words=made if words else (),
-        model="tiny.en",
-        revision=revision,
-    )
-    return msgspec.structs.replace(plain, **more)
-
-
-def doc(*segments: m.Transcript) -> exports.Document:
-    return exports.Document(stream="s", segments=segments, end=max((t.span[1] for t in segments), default=0))
-
-
-def read_srt(text: str) -> list[tuple[float, float, list[str]]]:
-    """A strict SubRip reader: counted from 1, `HH:MM:SS,mmm --> HH:MM:SS,mmm`, lines, one empty line."""
-    out, blocks = [], text.split("\n\n")
-    assert blocks.pop() == "", "ends with an empty line"
-    for n, block in enumerate(blocks, 1):
-        number, times, *lines = block.split("\n")
-        assert number == str(n)
-        found = re.fullmatch(f"{CLOCK % ','} --> {CLOCK % ','}", times)
-        assert found and lines and all(line.strip() == line and line for line in lines), block
-        out.append((seconds(found.groups()[:4]), seconds(found.groups()[4:]), lines))
-    return out
-
-
-def read_vtt(text: str) -> list[tuple[float, float, list[str]]]:
-    """A strict WebVTT reader (W3C, section 4): the cue text has no bare `&`, `<` and no `-->`."""
-    head, *blocks = text.split("\n\n")
-    assert head == "WEBVTT" and blocks.pop() == ""
-    out = []
-    for block in blocks:
-        times, *lines = block.split("\n")
-        found = re.fullmatch(f"{CLOCK % '.'} --> {CLOCK % '.'}", times)
-        assert found and lines
-        lines[0] = re.sub(r"^<v [^<>\n]+>", "", lines[0])  # whose voice it is
-        for line in lines:
-            assert "-->" not in line and "<" not in line and re.fullmatch(r"(?:[^&]|&(?:amp|lt|gt);)+", line), line
-        plain = [x.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") for x in lines]
-        out.append((seconds(found.groups()[:4]), seconds(found.groups()[4:]), plain))
-    return out
-
-
-def seconds(clock: tuple[str, ...]) -> float:
-    h, minutes, s, ms = map(int, clock)
-    return h * 3600 + minutes * 60 + s + ms / 1000
-
-
-LONG = (
-    "Four score and seven years ago our fathers brought forth on this continent, a new nation, conceived in liberty, "
-    "and dedicated to the proposition that all men are created equal. Now we are engaged in a great civil war."
-)
-
-
-def test_subtitles_are_cut_at_sentences_and_clauses() -> None:
-    cues = exports.cues(doc(transcript(1.0, LONG)))
-    texts = [" ".join(c.lines) for c in cues]
-    assert " ".join(texts) == LONG
-    assert texts[0] == "Four score and seven years ago our fathers brought forth on this continent,"
-    assert texts[-1].endswith("Now we are engaged in a great civil war.")
-    assert cues[0].start_s == 1.0
-    for cue in cues:
-        assert len(cue.lines) <= 2 and all(len(line) <= 42 for line in cue.lines)
-        assert cue.end_s - cue.start_s <= exports.CUE_S + exports.LEAST_CUE_S
-
-
-def test_a_short_word_stays_for_a_second_unless_the_next_comes() -> None:
-    cues = exports.cues(doc(transcript(0.0, "Yes."), transcript(0.6, "No."), transcript(5.0, "So.")))
-    assert [(c.start_s, c.end_s) for c in cues] == [(0.0, 0.6), (0.6, 1.6), (5.0, 6.0)]
-
-
-def test_without_words_time_is_shared_out_by_length() -> None:
-    cues = exports.cues(doc(transcript(2.0, LONG, words=False)))
-    assert " ".join(" ".join(c.lines) for c in cues) == LONG and cues[0].start_s == 2.0
-    assert all(a.end_s <= b.start_s for a, b in itertools.pairwise(cues))
-
-
-def test_scripts_without_spaces_are_cut_by_columns() -> None:
-    text = "私たちは今日この大きな会場に集まりました" * 5
-    cues = exports.cues(doc(transcript(0.0, text)))
-    assert "".join("".join(c.lines) for c in cues) == text
-    assert all(exports.columns(line) <= 42 for c in cues for line in c.lines)
-
-
 letters = st.characters(blacklist_categories=("Cs", "Cc", "Zl", "Zp", "Zs"))
-word_texts = st.text(letters, min_size=1, max_size=50).filter(lambda w: w.split() == [w])
-
-
-@given(st.lists(st.tuples(st.floats(0, 30), st.lists(word_texts, min_size=1, max_size=16)), max_size=4), st.booleans())
-@settings(deadline=None, max_examples=40)
-def test_any_text_comes_out_whole_and_in_form(spoken: list[tuple[float, list[str]]], words: bool) -> None:
-    segments, at = [], 0.0
-    for pause, said in spoken:
-        segments.append(transcript(at + pause, " ".join(said), words))
-        at = segments[-1].span[1] / RATE
-    document = doc(*segments)
-    for found in (read_srt(exports.srt(document)), read_vtt(exports.vtt(document))):
-        assert "".join("".join(" ".join(lines) for _, _, lines in found).split()) == "".join(
-            "".join(t.text for t in segments).split()
-        )
-        last = 0.0
-        for start_s, end_s, lines in found:
-            assert last <= start_s < end_s
-            last = end_s
-            assert len(lines) <= 3 and all(exports.columns(line) <= 42 for line in lines)
-
-
-def test_hours_and_marks_of_the_format_itself() -> None:
-    late = doc(transcript(3 * 3600 + 1.5, "a < b --> c & d"))
-    assert exports.srt(late).startswith("1\n03:00:01,500 --> 03:00:04,250\n")
-    assert read_vtt(exports.vtt(late))[0][2] == ["a < b --> c & d"]
-    assert exports.srt(doc()) == "" and exports.vtt(doc()) == "WEBVTT\n\n" and exports.txt(doc()) == ""
-
-
-def events(*bodies: tuple[str, m.Body]) -> list[m.Event]:
-    kinds = [str(type(b).__struct_config__.tag) for _, b in bodies]
-    return [
-        m.Event(seq=n, prev=0, stream="s", kind=kind, producer=who, n=n, at_ns=0, body=bytes(m.raw(b)))
-        for n, ((who, b), kind) in enumerate(zip(bodies, kinds, strict=True), 1)
-    ]
 
 
 def test_only_the_newest_word_on_a_segment_counts() -> None:
@@ -157,7 +29,7 @@ def test_only_the_newest_word_on_a_segment_counts() -> None:
     theirs = m.Gap(span=(0, 5), reason="no minutes", retryable=False)
     again = transcript(0.0, "Heard at last.", revision=1, segment="s:0", supersedes="s:0/0")
     ended = m.StreamEnded(end=10 * RATE, reason="end of file")
-    found = exports.document(
+    found = document(
         "s",
         events(
             ("transcriber", transcript(5.0, "Then.")), ("transcriber", gap), ("transcriber", hole),
@@ -174,15 +46,6 @@ def test_only_the_newest_word_on_a_segment_counts() -> None:
     assert "words" not in json.loads(exports.json(found))["segments"][0]
 
 
-def test_columns_are_those_of_a_screen() -> None:
-    assert [exports.columns(t) for t in ("abc", "日本", unicodedata.normalize("NFD", "é"))] == [3, 4, 1]
-
-
-def turn(speaker: str, start_s: float, end_s: float) -> tuple[str, m.Body]:
-    span = (int(start_s * RATE), int(end_s * RATE))
-    return ("diarizer", m.SpeakerTurn(span=span, speaker=speaker, provisional=True))
-
-
 TALK = (
     ("transcriber", transcript(0.0, "How are you? I am well.")),
     ("transcriber", transcript(4.0, "Good.")),
@@ -194,7 +57,7 @@ NAMES = (("cli.1", m.SpeakerName(speaker="S2", name="Bo <b> & Co")),)
 
 
 def test_speakers_are_named_where_they_change() -> None:
-    found = exports.document("s", events(*TALK, *TURNS, *NAMES), "transcriber")
+    found = document("s", events(*TALK, *TURNS, *NAMES), "transcriber")
     assert exports.txt(found).splitlines() == [
         "S1: How are you?",
         "Bo <b> & Co: I am well.",
@@ -226,9 +89,10 @@ def test_speakers_are_named_where_they_change() -> None:
 
 def test_without_turns_names_and_relabels_change_nothing() -> None:
     more = (*NAMES, ("cli.2", m.Relabel(source="S1", target="S2")))
-    plain, named = (exports.document("s", events(*TALK, *rest), "transcriber") for rest in ((), more))
+    plain, named = (document("s", events(*TALK, *rest), "transcriber") for rest in ((), more))
+    assert (plain.seq, named.seq) == (4, 6)
     for form in exports.FORMATS.values():
-        assert form(plain) == form(named)
+        assert form(plain, "") == form(msgspec.structs.replace(named, seq=4), "")
     assert "runs" not in exports.json(plain) and "speakers" not in exports.json(plain)
 
 
@@ -238,9 +102,145 @@ def test_any_name_leaves_the_formats_whole(name: str, second: list[bool]) -> Non
     turns = [turn("S2" if b else "S1", i * 0.4, i * 0.4 + 0.4) for i, b in enumerate(second)]
     words = ("transcriber", transcript(0.0, "one two three four five six seven eight"))
     called = ("cli.1", m.SpeakerName(speaker="S2", name=name))
-    found = exports.document("s", events(words, *turns, called), "transcriber")
+    found = document("s", events(words, *turns, called), "transcriber")
     cues = read_vtt(exports.vtt(found))
     assert "".join("".join(lines) for _, _, lines in cues).replace(" ", "") == "onetwothreefourfivesixseveneight"
     assert sum(a != b for a, b in itertools.pairwise(second)) < len(cues)
     said = "".join("".join(lines) for _, _, lines in read_srt(exports.srt(found)))
     assert said.count("S1:") >= len([a for a, b in itertools.pairwise([True, *second]) if a and not b])
+
+
+def test_turns_are_read_as_they_are_after_names_and_merges(tmp_path: Path) -> None:
+    merged = ("cli.2", m.Relabel(source="S3", target="S1"))
+    same = ("cli.3", m.SpeakerName(speaker="S4", name='Bo  "x" Li'))
+    called = ("cli.1", m.SpeakerName(speaker="S2", name='Bo "x" Li'))
+    odd = ("cli.4", m.SpeakerName(speaker="S5", name="<NA>"))
+    turns = (turn("S1", 0, 1.2), turn("S2", 1.5, 5), turn("S3", 1.2, 2), turn("S4", 7, 8), turn("S5", 8, 9))
+    found = document("s", events(*TALK, *turns, called, merged, same, odd), "transcriber")
+    assert read_rttm(exports.rttm(found), tmp_path) == {
+        "s": [
+            (0.0, 2.0, "S1"),
+            (1.5, 5.0, "Bo_'x'_Li"),  # both talk at once
+            (7.0, 8.0, "Bo_'x'_Li_S4"),
+            (8.0, 9.0, "S5"),
+        ]
+    }
+    assert exports.rttm(document("s", events(*TALK), "transcriber")) == ""
+
+
+@given(st.lists(st.sampled_from(["", "Bo", "Bo_S2", "Bo_S3", "Bo_S3_S3", "S1", "S3", "na"]), min_size=4, max_size=4))
+def test_no_two_speakers_have_the_same_name_in_turns(names: list[str]) -> None:
+    said = [e for n, name in enumerate(names, 1) for e in (turn(f"S{n}", n, n + 1), _called(f"S{n}", name))]
+    rows = exports.rttm(document("s", events(*said), "transcriber")).splitlines()
+    assert len({row.split()[7] for row in rows}) == 4
+
+
+def _called(speaker: str, name: str) -> tuple[str, m.Body]:
+    return ("cli.1", m.SpeakerName(speaker=speaker, name=name))
+
+
+def test_an_open_stream_is_as_long_as_it_is_known() -> None:
+    hole = m.Gap(span=(9 * RATE, 10 * RATE), reason="connection lost", retryable=False)
+    found = document("s", events(*TALK[:2], ("transcriber", hole)), "transcriber")
+    row = json.loads(exports.json(found))
+    assert (row["duration_s"], row["ended"]) == (10.0, None)
+
+
+HELLO, GOES_ON, OLA = (
+    transcript(0.0, "Good morning. And so"),
+    transcript(4.0, "we begin."),
+    transcript(8.0, "Obrigado a todos.", language="pt"),
+)
+BYE = transcript(20.0, "Bye.")
+SAID = (("transcriber", HELLO), ("transcriber", GOES_ON), ("transcriber", OLA), ("transcriber", BYE))
+
+
+def test_another_language_has_whole_sentences_what_was_said_in_it_and_what_is_missing() -> None:
+    first = translation("Bom dia.", HELLO, span=HELLO.span)
+    second = translation("E assim começamos.", HELLO, GOES_ON, place=1, suspect="copied", span=(16_000, 5 * RATE))
+    found = document("s", events(*SAID, first, second, turn("S1", 0, 1.2), turn("S2", 1.2, 30)), "transcriber", "pt")
+    lines = exports.txt(found, "pt").splitlines()
+    assert lines == [
+        "S1: Bom dia.",
+        "S2: E assim começamos. (?)",
+        "Obrigado a todos.",
+        "[en] Bye.",
+    ]
+    assert [" ".join(cue) for *_, cue in read_srt(exports.srt(found, "pt"))] == lines
+    assert [rest.text for rest in found.untranslated["pt"]] == ["Bye."]
+    rows = json.loads(exports.json(found, "pt"))["translations"]["pt"]
+    assert [(r["place"], r["text"], r["suspect"]) for r in rows[:2]] == [
+        (0, "Bom dia.", None),
+        (1, "E assim começamos.", "copied"),
+    ]
+    assert rows[1]["segments"] == [HELLO.segment, GOES_ON.segment] and rows[2]["source_language"] == "pt"
+    assert json.loads(exports.json(found, "fr"))["translations"] == {}
+
+
+def test_corrections_and_relabels_reach_another_language() -> None:
+    made = translation("Bom dia.", HELLO)
+    turns = (turn("S1", 0, 9), ("cli.1", m.SpeakerName(speaker="S1", name="Ann")))
+    better = msgspec.structs.replace(HELLO, text="Good night.", words=(), revision=1, supersedes=f"{HELLO.segment}/0")
+
+    def lines(*more: tuple[str, m.Body]) -> list[str]:
+        found = document("s", events(SAID[0], made, *turns, *more), "transcriber", "pt")
+        return exports.txt(found, "pt").splitlines()
+
+    assert lines() == ["Ann: Bom dia."]
+    merged = ("cli.2", m.Relabel(source="S1", target="S2"))
+    assert lines(merged, ("cli.3", m.SpeakerName(speaker="S2", name="Bo"))) == ["Bo: Bom dia."]
+    assert lines(("transcriber", better)) == ["Ann: [en] Good night."]
+    again = translation("Boa noite.", better)
+    assert lines(("transcriber", better), again) == ["Ann: Boa noite."]
+
+
+NEWS = transcript(0.0, "We start now. The budget is four. Any questions?")
+START = translation("Começamos agora.", NEWS, span=(0, RATE), source="We start now.")
+QUESTIONS = translation("Perguntas?", NEWS, place=2, span=(3 * RATE, 4 * RATE), source="Any  questions?")
+GIVEN_UP = translation("", NEWS, place=1, suspect="failed", span=(RATE, 3 * RATE), source="The budget is four.")
+
+
+@pytest.mark.parametrize(
+    ("made", "lines"),
+    [
+        ([START], ["Começamos agora.", "[en] The budget is four. Any questions?"]),
+        ([START, GIVEN_UP, QUESTIONS], ["Começamos agora.", "[en] The budget is four.", "Perguntas?"]),
+        ([GIVEN_UP, QUESTIONS], ["[en] We start now. The budget is four.", "Perguntas?"]),
+    ],
+)
+def test_what_is_left_of_an_utterance_is_there_as_it_was_said(made: list[tuple[str, m.Body]], lines: list[str]) -> None:
+    for said in (NEWS, msgspec.structs.replace(NEWS, words=())):
+        found = document("s", events(("transcriber", said), *made), "transcriber", "pt")
+        assert exports.txt(found, "pt").splitlines() == lines
+        assert [" ".join(cue) for *_, cue in read_srt(exports.srt(found, "pt"))] == lines
+        [warned] = warnings(found, "srt", "pt")
+        assert "1 utterance has words without a translation into pt, at 00:0" in warned
+    turns = (turn("S1", 0, 2.4), turn("S2", 2.4, 5))
+    found = document("s", events(("transcriber", NEWS), START, GIVEN_UP, *turns), "transcriber", "pt")
+    assert exports.txt(found, "pt").splitlines() == [
+        "S1: Começamos agora.",
+        "[en] The budget is",
+        "S2: [en] four. Any questions?",
+    ]
+
+
+def test_the_same_words_twice_are_told_apart_by_their_order() -> None:
+    said = transcript(0.0, "Yes. I know. Yes.")
+    given_up = translation("", said, suspect="failed", source="Yes.")
+    known = translation("Eu sei.", said, place=1, source="I know.")
+    last = translation("Sim.", said, place=2, source="Yes.")
+    found = document("s", events(("transcriber", said), given_up, known, last), "transcriber", "pt")
+    assert [(rest.text, rest.span) for rest in found.untranslated["pt"]] == [("Yes.", said.words[0].span)]
+
+
+def test_a_sentence_that_goes_on_is_of_the_beginning_of_the_next_text() -> None:
+    more = transcript(4.0, "we begin. At last.")
+    made = translation("E assim começamos.", HELLO, more, place=1, source="And so we begin.")
+    found = document("s", events(SAID[0], ("transcriber", more), made), "transcriber", "pt")
+    assert [rest.text for rest in found.untranslated["pt"]] == ["Good morning.", "At last."]
+
+
+def test_the_mark_of_what_is_not_translated_stands_with_its_first_word() -> None:
+    late = msgspec.structs.replace(BYE, span=(18 * RATE, BYE.span[1]), segment=f"s:{18 * RATE}")
+    found = document("s", events(("transcriber", late)), "transcriber", "pt")
+    assert read_srt(exports.srt(found, "pt")) == [(20.0, 21.0, ["[en] Bye."])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
 from common import messages as m
@@ -19,6 +20,7 @@ class MemoryFeed:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng, self.events, self.heads, self.clock = rng, list[m.Event](), dict[str, dict[str, int]](), 0
+        self.run = "first"
         self.changed: dict[str, int] = {}
 
     def append(self) -> m.Event:
@@ -43,8 +45,9 @@ class MemoryFeed:
             for s in recent
         }  # fmt: skip
         return m.Beat(
-            protocol=1, journal="j", head=len(self.events), at_ns=self.clock, streams=streams, workers={}, captures={}
-        )
+            protocol=1, journal="j", head=len(self.events), at_ns=self.rng.randrange(10**18), streams=streams,
+            workers={}, captures={}, feed=self.run, up_s=self.clock / 1e9,
+        )  # fmt: skip
 
     def page(self, after: int, kinds: frozenset[str] | None, limit: int) -> m.Page:
         found = [e for e in self.events[after:] if kinds is None or e.kind in kinds]
@@ -105,6 +108,35 @@ def test_every_event_once_in_order_whatever_the_link_does(seed: int) -> None:
     expected = Store()
     expected.events = {e.seq: e for e in wanted}
     assert store.state_hash() == expected.state_hash()
+
+
+def test_only_a_beat_near_the_one_before_says_that_nothing_is_missing() -> None:
+    """Whatever was lost belongs to a stream that no beat names any more; wall clocks say nothing."""
+    minute_ns = 60_000_000_000
+    for what in ("near", "stalled", "killed", "a page on its way"):
+        feed = MemoryFeed(random.Random(1))
+        feed.append()
+        follower = Follower(KINDS)
+        follower.page(feed.page(0, follower.kinds, 10))
+        follower.beat(feed.beat())
+        assert not follower.wants_replay
+        if what == "a page on its way":
+            follower.wants_replay = True  # a hole
+            page = feed.page(follower.upto, follower.kinds, 10)
+        feed.append()  # and its message is lost
+        feed.clock += minute_ns
+        if what == "killed":
+            feed.run, feed.clock, feed.changed = "second", 1, dict.fromkeys(feed.changed, -minute_ns)
+        if what == "near":
+            follower.beat(msgspec.structs.replace(feed.beat(), up_s=1.0))
+            assert not follower.wants_replay and follower.upto == 2
+            continue
+        follower.beat(feed.beat())
+        if what == "a page on its way":
+            follower.page(page)
+            feed.clock += 1_000_000_000
+            follower.beat(feed.beat())
+        assert follower.wants_replay and follower.upto == 1, what
 
 
 def test_another_journal_behind_the_address_begins_from_nothing() -> None:

@@ -73,6 +73,8 @@ def test_words_become_sources(folder: Path) -> None:
     url = "rtsp://me:s3cret@cam.local:554/1?x=y"
     assert fields(url) == {"name": "cam.local", "kind": "file", "path": url}
     assert fields(f"{url} name=hall pace=1") == {"name": "hall", "kind": "file", "path": url, "pace": "1"}
+    in_url = f"file://{folder}/My%20Talk%20(2).WAV"
+    assert fields(in_url) == fields(f"file://localhost{in_url.removeprefix('file://')}") == fields(str(sound))
     assert parse("mic", {"mic", "mic-2"}).name == "mic-3"
     assert lane(parse(f"pcm:{sound} pace=max")) == "batch"
 
@@ -82,6 +84,7 @@ def test_words_become_sources(folder: Path) -> None:
     [
         ("nothing.wav", "no such file; a source is a file, a URL, mic"),
         ("/", "is a folder"),
+        ("file:///no/my%20talk.wav", "no such file"),
         ("mic name=Big", "must be 1 to 32 of"),
         ("mic name=taken", "another source is called 'taken'"),
         ("- rate_hz=fast", "rate_hz: Expected `int`"),

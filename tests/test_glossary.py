@@ -41,12 +41,15 @@ class StandInWhisper:
     is_multilingual, num_languages = True, 99
 
     def __init__(self) -> None:
-        self.tokenizer = self
+        self.tokenizer = self.encoding = self
 
     def get_tokenizer(self, *args: object, **more: object) -> StandInWhisper:
         return self
 
     def encode(self, text: str) -> list[int]:
+        return self.encode_ordinary(text)
+
+    def encode_ordinary(self, text: str) -> list[int]:
         return list(text.encode())
 
     def decode(self, tokens: list[int]) -> str:

@@ -178,7 +178,7 @@ def test_an_order_is_carried_out_once_per_id(gpu: Gpu) -> None:
 
 @pytest.mark.processes
 def test_the_feed_the_captions_and_the_page_show_a_burst(processes: Processes, settings: Settings) -> None:
-    from tests.test_viewer import Page
+    from tests.pages import Page
 
     gpu = Gpu(processes, settings)
     processes.start("workers.feed", settings=gpu.settings)

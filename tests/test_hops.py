@@ -6,10 +6,14 @@ What must come out of it is the same wherever it is killed, offloaded, or has no
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import itertools
+import os
 import random
+import shutil
 import time
+import tracemalloc
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,7 @@ from common import messages as m
 from common.process import Process
 from common.settings import Settings, SpeakerSettings
 from common.voiceprints import Voiceprint
-from workers import settling
+from workers import kept_windows, settling
 from workers.diarizer import Diarizer
 from workers.hops import Hearer, State
 from workers.kept_windows import KeptWindows
@@ -243,7 +247,7 @@ def test_turns_are_the_same_wherever_it_is_killed_or_offloaded(
     heard.memory.piece = lambda: rng.random() > 0.1
     assert heard.lives() > 5
     assert heard.memory.bodies() == expected
-    assert not heard.kept.all() and not self_folder(heard).exists(), "what is over needs no windows"
+    assert not heard.kept.newest() and not self_folder(heard).exists(), "what is over needs no windows"
 
 
 def self_folder(heard: Heard) -> Path:
@@ -382,7 +386,7 @@ def test_a_clustering_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return real(windows, *rest)
 
     monkeypatch.setattr(settling, "settle", settle)
-    monkeypatch.setattr(settling, "MOST", 25)
+    monkeypatch.setattr(kept_windows, "MOST", 25)
     heard.life()
     assert max(seen) == 25 and len(seen) == 4
     turns = turns_told(heard.memory.replay(heard.settings, ("speaker_turn", "relabel"), "s", 1.0))
@@ -476,21 +480,108 @@ def test_larger_steps_hear_every_sound(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.pure
 def test_kept_windows_end_at_the_position_and_are_for_their_owner_alone(tmp_path: Path) -> None:
     kept = KeptWindows(tmp_path / "speakers" / "s")
-    assert kept.all() == []
+    assert kept.newest() == []
     kept.cut(0)
     for end in (10, 20, 30):
         kept.add(end, b"%d" % end)
     file = tmp_path / "speakers" / "s" / "windows"
     assert [p.stat().st_mode & 0o777 for p in (file, file.parent, file.parent.parent)] == [0o600, 0o700, 0o700]
     file.write_bytes(file.read_bytes() + b"torn")
-    assert kept.all() == [b"10", b"20", b"30"]
+    assert kept.newest() == [b"10", b"20", b"30"]
     kept.cut(25)
     kept.add(40, b"40")
-    assert kept.all() == [b"10", b"20", b"40"]
+    assert kept.newest() == [b"10", b"20", b"40"]
     damaged = bytearray(file.read_bytes())
     damaged[20] ^= 255
     file.write_bytes(damaged)
-    assert len(kept.all()) < 3, "a damaged record ends it"
+    assert len(kept.newest()) < 3, "a damaged record ends it"
     kept.remove()
     kept.remove()
     assert not file.parent.exists()
+
+
+@pytest.mark.pure
+def test_kept_windows_are_bounded_and_the_newest_are_there_at_any_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_windows, "MOST", 10)
+    rng, replace, folder = random.Random(3), os.replace, tmp_path / "s"
+    kept, killed = KeptWindows(folder), 0
+
+    def killing(*names: Path) -> None:
+        moment = rng.choice(["before", "after", "", ""])
+        if moment != "before":
+            replace(*names)
+        if moment:
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", killing)
+    for end in range(1, 200):
+        while True:
+            try:
+                kept.add(end, b"%d" % end)
+                break
+            except Killed:
+                killed += 1
+                kept = KeptWindows(folder)
+                kept.cut(end - 1)
+        assert kept.newest() == [b"%d" % i for i in range(max(1, end - 9), end + 1)]
+        if rng.random() < 0.1:
+            kept = KeptWindows(folder)  # another life; sometimes it has heard one more than the journal knows
+            with contextlib.suppress(Killed):
+                kept.add(end + 1, b"lost")
+            kept.cut(end)
+    assert killed > 5 and sum(p.stat().st_size for p in folder.iterdir()) <= 20 * 20
+
+
+@pytest.mark.pure
+def test_zeros_that_a_machine_left_are_no_windows(tmp_path: Path) -> None:
+    kept = KeptWindows(tmp_path / "s")
+    kept.add(10, b"10")
+    with (tmp_path / "s" / "windows").open("ab") as file:
+        file.write(bytes(100))
+    assert kept.newest() == [b"10"]
+
+
+@pytest.mark.pure
+def test_what_is_read_of_a_long_file_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_windows, "MOST", 10**9)
+    kept = KeptWindows(tmp_path / "s")
+    for end in range(2000):
+        kept.add(end, bytes([1]) * 10_000)
+    monkeypatch.setattr(kept_windows, "MOST", 10)
+    tracemalloc.start()
+    found = KeptWindows(tmp_path / "s").newest()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) == 10 and peak < 1_000_000
+
+
+@pytest.mark.joined
+@pytest.mark.parametrize("mount_point", [False, True])
+def test_a_disk_that_is_away_for_a_look_costs_no_voices_and_a_purge_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pcm: bytes, mount_point: bool
+) -> None:
+    heard = Heard(tmp_path / "away", monkeypatch, pcm, live=True)
+    worker, streams, elsewhere = StandInDiarizer(heard.settings), heard.settings.streams, tmp_path / "elsewhere"
+    heard.more(15 * SECOND)
+
+    def works() -> list[bytes]:
+        worker.look(heard.memory, time.monotonic())
+        while worker.turn(heard.memory):
+            pass
+        return heard.kept.newest()
+
+    before = works()
+    assert before and worker._bells._connected
+    streams.rename(elsewhere)
+    if mount_point:
+        streams.mkdir()
+    assert works() == before and not worker.sessions and not worker._bells._connected
+    if mount_point:
+        streams.rmdir()
+    elsewhere.rename(streams)
+    assert works() == before and worker.sessions
+    shutil.rmtree(streams / "s")
+    heard.memory.at = m.At(n=heard.memory.at.n + 2, positions={}, state=b"", head=9)
+    assert works() == [] and not self_folder(heard).exists()

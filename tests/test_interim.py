@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,8 +12,9 @@ from hypothesis import strategies as st
 from common import messages as m
 from common.hypotheses import Hypotheses
 from common.messages import SAMPLE_RATE as S
-from workers.interim import PAUSE, TAIL, Interim, Piece, UnderWay, agree, text
-from workers.live_text import hypothesis
+from common.settings import TranscriberSettings
+from workers.interim import PAUSE, TAIL, Interim, LeftOut, Piece, UnderWay, agree, text
+from workers.live_text import LiveText, hypothesis
 
 pytestmark = pytest.mark.pure
 
@@ -162,3 +166,40 @@ def test_a_final_takes_the_place_of_its_interim_text_also_when_that_comes_late()
     kept.take(heard(7000, 100))
     kept.event(event("stream_ended", m.StreamEnded(end=9000, reason="end of file")))
     assert kept.newest == {}
+
+
+def test_what_is_left_out_is_said_for_a_minute() -> None:
+    left = LeftOut(0.5)
+    left.final(0.0, 4, 4.0)
+    left.final(1.0, 0, 4.0)
+    assert left.note(2.0) == "", "one may be chance"
+    left.final(3.0, 0, 4.0)
+    assert left.note(4.0) == "no interim text for 2 of the last 3 captions: finals first"
+    assert left.note(60.5) == "no interim text for 2 of the last 2 captions: finals first"
+    assert left.note(61.5) == ""
+
+
+def test_that_interim_text_is_seldom_is_said() -> None:
+    left = LeftOut(0.5)
+    left.final(0.0, 2, 4.0)
+    assert left.note(0.0) == "", "one may be chance"
+    left.final(1.0, 2, 4.0)
+    assert left.note(2.0) == "interim text each 2.0 s instead of 0.5: finals first"
+    left.final(2.0, 8, 4.0)
+    assert left.note(2.0) == ""
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_what_had_no_text_because_the_gpu_was_away_was_not_left_out_for_finals(ready: bool) -> None:
+    shown: list[UnderWay | None] = []
+    session: Any = SimpleNamespace(meta=SimpleNamespace(stream="talk", ended=False), under_way=lambda: shown[-1])
+    texts = LiveText(None, TranscriberSettings(interim=True))  # type: ignore[arg-type]
+    for n in range(3):
+        start = n * 10 * S
+        if not ready:
+            runner: Any = SimpleNamespace(ready=False)
+            for now in (UnderWay("talk", start, start, start + 3 * S, start + 3 * S, b""), None):  # it ends, and waits
+                shown.append(now)
+                assert not texts.turn(runner, [session])
+        texts.final("talk", (start, start + 4 * S))
+    assert texts.note() == ("no interim text for 3 of the last 3 captions: finals first" if ready else "")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import messages as m
 from common.join import KINDS, Join
-from common.speaker_runs import NEAR, NOBODY, Piece, Run, speaker_of
+from common.speaker_runs import NEAR, NOBODY, Piece, Run, runs_of, speaker_of
 
 pytestmark = pytest.mark.pure
 RATE = m.SAMPLE_RATE
@@ -107,6 +108,22 @@ def test_pieces_of_one_turn_count_together_and_not_twice() -> None:
     assert j.said(segment) == [("S1", "word")], "55 hundredths in three pieces"
     j.turn("S2", 0.4, 0.58)
     assert j.said(segment) == [("S2", "word")], "58 against 55, for what both pieces cover counts once"
+
+
+def test_a_word_in_two_parts_is_nobody_elses_halfway() -> None:
+    parts = ((" his", s(0, 1)), (" self", s(1, 2)), ("-portrait", s(2, 2.9)), (" mine", s(3, 4)))
+    text = m.Transcript(
+        segment="x/0",
+        span=s(0, 4),
+        text="his self-portrait mine",
+        language="en",
+        words=tuple(m.Word(text=w, span=span, p=1.0) for w, span in parts),
+        model="x",
+    )
+    pieces = [Piece(*s(0, 2.1), "S1"), Piece(*s(2.1, 4), "S2")]
+    assert [r.text for r in runs_of(text, pieces)] == ["his self-portrait", "mine"]
+    unspaced = msgspec.structs.replace(text, language="ja")
+    assert [r.text for r in runs_of(unspaced, pieces)] == ["his self", "-portrait mine"]
 
 
 def test_a_tie_goes_to_who_spoke_before_then_to_who_began_first_then_to_the_lower_id() -> None:

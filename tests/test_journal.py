@@ -120,8 +120,12 @@ def test_malformed_and_oversized_appends_are_refused_and_change_nothing(journal:
         expect_n=0,
         events=(msgspec.Raw(b"\x82\xa1x" + b"\x91" * 5000 + b"\xc0\xa4type\xa1y"),),
     )
-    big = append(0, m.Suppressed(span=(0, 1), text="x" * m.APPEND_BYTES, reason="loop"))
-    for ask, word in ((bad, "malformed"), (torn, "malformed"), (deep, "malformed"), (big, "too large")):
+    big = append(0, m.Suppressed(span=(0, 1), text="x" * m.EVENT_BYTES, reason="loop"))
+    half = m.Suppressed(span=(0, 1), text="x" * (m.EVENT_BYTES // 2), reason="loop")
+    many = append(0, *[half] * (m.APPEND_BYTES // m.EVENT_BYTES * 2))
+    long = msgspec.structs.replace(append(0), state=b"x" * (m.EVENT_BYTES + 1))
+    sizes = [(big, "too large"), (many, "too large"), (long, "too large")]
+    for ask, word in ((bad, "malformed"), (torn, "malformed"), (deep, "malformed"), *sizes):
         answer = one(journal, ask)
         assert isinstance(answer, m.Refused) and word in answer.reason
     assert journal.head == 0 and journal.places == {}

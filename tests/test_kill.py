@@ -96,7 +96,7 @@ class Moments:
         look, later_s = self._watched[name], self._rng.choice((0.0, 0.02, 1.0)) * self._rng.random()
         before, deadline = look(), time.monotonic() + 3.0
         while name != "any time" and look() == before and time.monotonic() < deadline:
-            pass  # without a pause: some of these windows last a millisecond
+            time.sleep(0.0002)  # some of these windows last a millisecond
         pass_time(later_s)
         return name
 
@@ -122,17 +122,18 @@ def kill_at_random(system: System, rng: random.Random, kills: int, for_s: float)
     return order
 
 
-def survive(system: System, undisturbed: Undisturbed, rng: random.Random, kills: int, for_s: float) -> None:
+def survive(system: System, undisturbed: Undisturbed, rng: random.Random, kills: int) -> None:
     system.start()
     follower = Following(system.settings)
-    stream = follower.wait("stream_started").stream
+    stream, began = follower.wait("stream_started").stream, time.monotonic()
+    follower.wait_interim()
+    for_s = 0.8 * (undisturbed.end / RATE / float(PACE) - (time.monotonic() - began))
     done = Counter(kill_at_random(system, rng, kills, for_s))
     assert follower.find("stream_ended") is None, "the stream ended before the last kill"
     assert sum(done.values()) >= kills - 2 and min(done.values()) >= 4, done
     follower.wait("stream_ended", 180.0)
     undisturbed.assert_same(system, stream)  # which had no text before its finals
     assert_reached(system, follower)
-    assert follower.hypotheses, "there was no interim text"
     system.stop()
 
 
@@ -142,7 +143,7 @@ def test_kill_9_of_everything_loses_and_doubles_nothing(
     chosen = seed()
     print(f"seed {chosen}")
     system = System(processes, with_interim(one_by_one(settings)), file_source(undisturbed.clip, PACE))
-    survive(system, undisturbed, random.Random(chosen), 34, 0.8 * undisturbed.end / RATE / float(PACE))
+    survive(system, undisturbed, random.Random(chosen), 34)
 
 
 def test_a_stopped_feed_loses_and_doubles_nothing(
@@ -304,7 +305,7 @@ def main() -> None:
     processes = Processes(folder, settings)
     try:
         system = System(processes, with_interim(one_by_one(settings)), file_source(undisturbed.clip, PACE))
-        survive(system, undisturbed, random.Random(args.seed), args.kills, 0.8 * undisturbed.end / RATE / float(PACE))
+        survive(system, undisturbed, random.Random(args.seed), args.kills)
     finally:
         processes.close()
     shutil.rmtree(folder, ignore_errors=True)

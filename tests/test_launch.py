@@ -19,6 +19,7 @@ from arbiter.hands import Processes as Pidfds
 from common import backlog, topology, wire
 from common import messages as m
 from common.child import Life, Want, running, want_capture, wants
+from common.ends import ended_streams, source_ended
 from common.launch import FIRST_SWEEP_S, STEADY_S, SWEEP_EVERY_S, Launcher
 from common.process import EXIT_NAME_TAKEN, holder, start_time, wait_gone
 from common.settings import Settings, Source, UserError
@@ -134,8 +135,8 @@ def test_back_off_grows(table: Table) -> None:
     launcher = table.launch()
     table.up()
     table.fault("viewer", "exit 1")
-    for delay in ("0.2", "0.4", "0.8", "1.6"):
-        assert said(launcher, f"viewer died (exit 1), again in {delay} s")
+    for delay in ("at once", "in 0.2 s", "in 0.4 s", "in 0.8 s"):
+        assert said(launcher, f"viewer died (exit 1), again {delay}")
     table.mend("viewer")
     table.up("viewer")
 
@@ -170,7 +171,7 @@ def test_a_kill_by_the_arbiter_is_an_order_not_a_crash(table: Table) -> None:
     assert launcher.output().count("transcriber stopped (signal 9 by the arbiter, see its log)") == 3
     assert "transcriber died" not in launcher.output()
     os.kill(old, signal.SIGKILL)  # by somebody else: what stands there of an earlier life does not excuse it
-    assert "again in 0.2 s" in said(launcher, "transcriber died")
+    assert "again at once" in said(launcher, "transcriber died")
 
 
 @pytest.mark.processes
@@ -258,11 +259,7 @@ def test_killed_launcher_model_workers_die_survivors_are_adopted(table: Table) -
 def test_what_ended_under_a_killed_launcher_is_not_played_again(table: Table, killed: bool) -> None:
     first = table.launch()
     table.up()
-    began_ns = time.time_ns()
-    folder = table.settings.streams / "a-1"
-    folder.mkdir(parents=True)
-    meta = backlog.Meta(stream="a-1", source="a", lane="live", origin="x", started_ns=began_ns, resumable=True)
-    backlog.write_meta(folder, msgspec.structs.replace(meta, ended=True, end=16_000, end_reason="end of file"))
+    stream_of_a(table.settings, "a-1")
     if killed:
         first.kill()
         table.fault("capture@a", "done")
@@ -274,6 +271,91 @@ def test_what_ended_under_a_killed_launcher_is_not_played_again(table: Table, ki
     table.up("feed", "transcriber", "viewer")
     said(second, "processes are up")
     assert ("capture@a started" in second.output()) is not killed
+
+
+def stream_of_a(settings: Settings, name: str, reason: str = "end of file", began_ns: int = 0) -> None:
+    """An ended one, of a time when clocks said 0: they are put back and forth, and nothing may follow from that."""
+    folder = settings.streams / name
+    folder.mkdir(parents=True, exist_ok=True)
+    meta = backlog.Meta(stream=name, source="a", lane="live", origin="x", started_ns=began_ns, resumable=True)
+    ended = msgspec.structs.replace(meta, ended=True, end=16_000, end_reason=reason)
+    backlog.write_meta(folder, ended if reason else meta)
+    os.utime(folder / "meta.json", (0, 0))
+
+
+@pytest.mark.processes
+def test_a_capture_that_is_killed_behind_the_end_of_its_source_is_finished_whatever_clocks_say(table: Table) -> None:
+    launcher = table.launch()
+    pids = table.up()
+    stream_of_a(table.settings, "a-1")
+    os.kill(pids["capture@a"], signal.SIGKILL)
+    said(launcher, "capture@a is finished")
+    assert launcher.output().count("capture@a started") == 1
+
+
+@pytest.mark.pure
+def test_whether_a_source_has_ended_is_told_by_its_streams_since_then(settings: Settings) -> None:
+    assert not source_ended(settings, "a", frozenset())
+    stream_of_a(settings, "a-1", began_ns=9)
+    known = ended_streams(settings)
+    assert known == {"a-1"} and source_ended(settings, "a", frozenset()) and not source_ended(settings, "a", known)
+    stream_of_a(settings, "a-2", "stopped")
+    assert not source_ended(settings, "a", known), "by order is not by itself"
+    stream_of_a(settings, "a-3")
+    assert source_ended(settings, "a", known) and not source_ended(settings, "b", known)
+    stream_of_a(settings, "a-4", "")
+    assert not source_ended(settings, "a", known), "it is played again"
+    assert not source_ended(settings, "a", known, done=True)
+    assert source_ended(settings, "b", known, done=True), "purged since"
+
+
+@pytest.mark.processes
+def test_what_could_not_be_written_at_the_start_is_written_later(table: Table) -> None:
+    """Else, after a kill, a launcher takes itself for the first of this boot."""
+    blocked = table.run / "launcher.since.new"
+    blocked.mkdir()
+    first = table.launch()
+    table.up()
+    assert not (table.run / "launcher.since").exists()
+    blocked.rmdir()
+    wait_for((table.run / "launcher.since").exists, what="its memory")
+    assert capture_of(table, CAM) == m.Done(detail="capture@cam")
+    table.fault("capture@a", "done")
+    stream_of_a(table.settings, "a-1")
+    said(first, "capture@a is finished")
+    first.kill()
+    second = table.launch()
+    table.up("feed", "transcriber", "viewer", "capture@cam")
+    said(second, "processes are up")
+    assert "capture@a started" not in second.output() and "forgotten" not in second.output()
+
+
+@pytest.mark.processes
+def test_a_finished_source_stays_finished_when_its_stream_is_purged_until_an_order(table: Table) -> None:
+    first = table.launch()
+    table.up()
+    table.fault("capture@a", "done")
+    stream_of_a(table.settings, "a-1")
+    said(first, "capture@a is finished")
+    first.kill()
+    backlog.remove(table.settings.streams / "a-1")
+    second = table.launch()
+    table.up("feed", "transcriber", "viewer")
+    said(second, "processes are up")
+    second.kill()  # and what the first one saw the third still knows
+    third = table.launch()
+    table.up("feed", "transcriber", "viewer")
+    said(third, "processes are up")
+    assert "capture@a started" not in second.output() + third.output()
+    table.mend("capture@a")
+    table.ask("restart", process="capture@a")
+    playing = table.up()["capture@a"]
+    wait_for(lambda: "done a" not in (table.run / "launcher.since").read_text(), what="the order to be kept")
+    third.kill()
+    table.launch()
+    assert table.up()["capture@a"] == playing
+    os.kill(playing, signal.SIGKILL)
+    assert table.other("capture@a", playing), "it is played to its end"
 
 
 @pytest.mark.processes

@@ -1,17 +1,17 @@
 """The ledger keeps I1-I8 whatever gets lost, late, doubled, killed or hung; and the checker that says so is not blind.
 
-`python -m tests.test_ledger --histories 100000` plays as many seeded histories; `--seed N` one of them, aloud.
+`python -m tests.test_ledger --histories 100000` plays as many seeded histories, `--seed N` one of them, aloud; a run of
+the tests plays an eighth of those 100,000, drawn or chosen by TEST_SEED. TEST_HISTORIES=100000, as in CI: all of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
-import subprocess
 import sys
 import time
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -20,7 +20,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from arbiter import effects as e
 from arbiter.ledger import Ledger
 from common.messages import Incarnation, Lease, Status, Want
-from tests.conftest import ROOT
 from tests.ledger_bugs import BUGS
 from tests.ledger_checker import LIMITS, MARGIN, TOTAL, Violation
 from tests.ledger_world import ACTIONS, World
@@ -28,6 +27,7 @@ from workers.lease import Holder
 
 NAMES, WEIGHTS = list(ACTIONS), list(ACTIONS.values())
 STEPS = 200
+HISTORIES = int(os.environ.get("TEST_HISTORIES") or 12_500)
 
 
 def play(seed: int, world_class: type[World] = World, aloud: bool = False) -> World:
@@ -46,13 +46,16 @@ def play(seed: int, world_class: type[World] = World, aloud: bool = False) -> Wo
 
 
 @pytest.mark.joined
-def test_100_000_histories_keep_the_invariants() -> None:
-    """In two processes: it is a minute's work for each."""
-    argv = [sys.executable, "-m", "tests.test_ledger", "--histories", "50000", "--first"]
-    halves = [subprocess.Popen([*argv, first], stdout=subprocess.PIPE, text=True, cwd=ROOT) for first in ("0", "50000")]
-    said = [half.communicate(timeout=280)[0] for half in halves]
-    assert [half.returncode for half in halves] == [0, 0], said
-    assert all("50000 histories" in words for words in said), said
+@pytest.mark.timeout(3600)
+def test_histories_keep_the_invariants() -> None:
+    """Of the bugs planted below, the one that hides best is seen in the 350th."""
+    part = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(10**6)) % max(1, 100_000 // HISTORIES)
+    print(f"the same: python -m tests.test_ledger --first {part * HISTORIES} --histories {HISTORIES}")
+    for seed in range(part * HISTORIES, (part + 1) * HISTORIES):
+        try:
+            play(seed)
+        except Violation as e:
+            pytest.fail(f"seed {seed}: {e}")
 
 
 @pytest.mark.joined
@@ -89,7 +92,10 @@ def test_hypothesis_finds_no_history_that_breaks_the_invariants() -> None:
         pass
 
     Led.TestCase.settings = settings(
-        max_examples=2000, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=2000 if HISTORIES >= 100_000 else 600,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
     )
     Led.TestCase("runTest").runTest()
 
@@ -230,22 +236,6 @@ def test_a_resident_worker_that_no_roster_knows_is_adopted_with_all_that_its_lea
     assert x.rows[V].state is e.REVOKED and x.rows[V].epoch == 20 and x.counted() == 110
 
 
-@pytest.mark.pure
-def test_without_figures_of_processes_only_settled_leases_explain_what_is_used() -> None:
-    x = ledger()
-    x.grant(W, 60, 1.0)
-    x.tick(2.0)
-    total = e.Measured(number=x.asked, total_bytes=TOTAL, used_bytes=50, by_pid=None)
-    x.measured(total)
-    assert x.foreign_bytes == 50, "it has not said that it loaded"
-    x.heard(status(W, acted=1, residency="resident", held=45), 2.5)
-    x.measured(total)
-    assert x.foreign_bytes == 50, "it said so later than the device was asked"
-    x.tick(3.5)
-    x.measured(msgspec.structs.replace(total, number=x.asked))
-    assert x.foreign_bytes == 5
-
-
 def lease(epoch: int, granted: bool = True, who: Incarnation = W, hold: float = 0.0) -> Lease:
     return Lease(incarnation=who, epoch=epoch, granted=granted, bytes=60, offload_within_s=2.0, max_hold_s=hold)
 
@@ -256,9 +246,9 @@ def test_a_worker_takes_only_its_own_and_newer_leases() -> None:
     assert not x.accept(lease(5, who=V)) and x.accept(lease(5)) and not x.accept(lease(5)) and not x.accept(lease(4))
     first = x.due()
     assert first and x.status(0.0).acted == 0 and x.status(0.0).pending == 5 and x.status(0.0).lease_bytes == 60
-    x.loading(first, 30, 0.0)
+    x.loading(first, 30)
     assert x.status(0.0).acted == 0 and x.status(0.0).residency == "loading"
-    x.loaded(first, 45)
+    x.loaded(first, 45, 0.0)
     assert x.status(0.0).acted == 5 and x.due() is None
     assert x.accept(lease(6, granted=False)) and x.status(0.0).residency == "resident"
     second = x.due()
@@ -274,7 +264,7 @@ def test_out_of_memory_gives_back_then_wants_more_and_complains_from_the_third()
         epoch += 1
         grant = lease(epoch)
         x.accept(grant)
-        x.loading(grant, 30, now)
+        x.loading(grant, 30)
         x.out_of_memory(80, now)
         said = x.status(now + 100)
         assert (said.acted, said.residency, said.wants.bytes) == (epoch, "offloaded", 0), "until it is revoked"
@@ -285,6 +275,9 @@ def test_out_of_memory_gives_back_then_wants_more_and_complains_from_the_third()
         now += pause
     x.stepped()
     assert not x.complains
+    x.ooms = 5000
+    x.out_of_memory(80, 0.0)
+    assert x.wants(60.0).bytes, "however often: a minute at most"
 
 
 @pytest.mark.pure
@@ -292,10 +285,12 @@ def test_a_burst_ends_itself_without_an_arbiter() -> None:
     x = Holder(W, want=Want(bytes=60, lane="burst"))
     grant = lease(1, hold=60.0)
     x.accept(grant)
-    x.loading(grant, 30, 100.0)
-    x.loaded(grant, 60)
+    x.loading(grant, 30)
+    assert not x.held_long_enough(1e9), "its time is for work"
+    x.loaded(grant, 60, 100.0)
     assert not x.held_long_enough(159.9) and x.held_long_enough(160.0)
     x.gave_up()
+    assert not x.held_long_enough(1e9)
     assert x.status(160.0).residency == "offloaded" and x.status(160.0).wants.bytes == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from arbiter.helper import Helper
 from arbiter.measure import Answer
 from common.card import MIB
 from common.settings import GpuSettings
-from tests.conftest import ROOT, wait_for
+from tests.conftest import ROOT, Processes, wait_for
 
 pytestmark = pytest.mark.processes
 GIB = 2**30
@@ -56,21 +57,30 @@ def test_the_simulated_card_answers_in_the_same_way(make: Make) -> None:
     assert (a.device, a.total_bytes, a.used_bytes, a.by_pid) == ("simulated GPU", 100 * MIB, 0, {})
 
 
-def test_figures_of_processes_may_be_missing(make: Make, tmp_path: Path) -> None:
-    (tmp_path / "nofigures").touch()
+@pytest.mark.parametrize("fault", ["nofigures", "noprocesses"])
+def test_figures_of_processes_may_be_missing(make: Make, tmp_path: Path, fault: str) -> None:
+    (tmp_path / fault).touch()
     a = ask(make(), 1)
     assert a.by_pid is None and a.used_bytes == 3 * GIB
 
 
 @pytest.mark.parametrize(
     ("visible", "index", "card"),
-    [("1", 0, 1), ("1,0", 1, 0), ("GPU-bbbb", 0, 1), ("GPU-bbbb,GPU-aaaa", 1, 0), ("", 1, 1)],
+    [("1", 0, 1), ("1,0", 1, 0), ("GPU-abbb", 0, 1), ("GPU-abbb,GPU-aaaa", 1, 0), ("", 1, 1), ("GPU-ab, GPU-aa", 0, 1)],
 )
 def test_the_card_is_the_one_that_cuda_counts(
     make: Make, monkeypatch: pytest.MonkeyPatch, visible: str, index: int, card: int
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert ask(make(index=index), 1).device == f"Stand-in {card}"
+
+
+def test_a_name_that_two_cards_begin_with_is_none(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
+    helper = make()
+    helper.ask(1, time.monotonic())
+    wait_for(lambda: helper.turn(time.monotonic()) or helper.trouble, what="trouble")
+    assert "NVMLError: Not Found" in helper.trouble
 
 
 def test_a_hanging_driver_costs_its_helper_and_no_question(make: Make, tmp_path: Path) -> None:
@@ -103,3 +113,26 @@ def test_a_driver_that_is_not_there_yet_may_come(make: Make, tmp_path: Path) -> 
     assert "the device cannot be measured: NVMLError: Driver Not Loaded" in helper.trouble
     (tmp_path / "nodriver").unlink()
     assert ask(helper, 2).number == 2
+
+
+CUDA_ARBITER = """
+from common import card, process
+card.kind = lambda settings: "cuda"
+from arbiter.__main__ import main
+process.main("arbiter", main, process.arguments("stand-in driver"))
+"""
+
+
+def test_an_arbiter_beside_a_driver_that_hides_processes_measures_and_says_what_it_does_not_follow(
+    tmp_path: Path, processes: Processes
+) -> None:
+    (tmp_path / "noprocesses").touch()
+    env = {
+        "STANDIN_NVML": str(tmp_path),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'standin_nvml'}",
+        "CUDA_DEVICE_ORDER": "FASTEST_FIRST",
+    }
+    argv = [sys.executable, "-c", CUDA_ARBITER, "--config", str(processes.config())]
+    arbiter = processes.spawn(argv, "arbiter", env)
+    wait_for(lambda: '"device": "Stand-in 0"' in arbiter.output(), what="a measurement")
+    assert arbiter.output().count("CUDA_DEVICE_ORDER is not followed") == 1

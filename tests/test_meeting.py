@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.scores import rttm
 from examples.make_meeting import HERE, MEETINGS, Meeting, compose, turns_of
 from tests.conftest import ROOT
-from tests.diarization import rttm
 from tests.speakers import AROUND, PUBLIC_DOMAIN, Piece, Word, grouped, pieces, trimmed
 from tests.speech import RATE, samples
 

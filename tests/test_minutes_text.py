@@ -48,6 +48,11 @@ def test_a_name_stands_before_what_its_speaker_said() -> None:
     assert words.quoted(3, "all of it", CONTROLS, ()) == words.quoted(3, "all of it", CONTROLS)
 
 
+def test_the_share_of_the_words_that_is_read() -> None:
+    assert words.coverage(lines("one two three", "four"), 1) == 0.25
+    assert words.coverage(lines("a", "b"), 0) == 1.0
+
+
 @given(st.text(alphabet=list('<|>s/imINST[]_end "\nx')), st.sampled_from([CONTROLS, CONTROLS[::-1]]))
 def test_no_control_word_survives(said: str, controls: tuple[str, ...]) -> None:
     safe = words.defused(said, controls)
@@ -57,16 +62,6 @@ def test_no_control_word_survives(said: str, controls: tuple[str, ...]) -> None:
 
 def test_control_words_that_overlap_are_all_broken() -> None:
     assert words.defused("<<<", ["<<"]) == "< < <"
-
-
-def test_the_newest_lines_that_fit_are_taken() -> None:
-    assert words.newest([5, 5, 5], 15) == 0
-    assert words.newest([5, 5, 5], 14) == 1
-    assert words.newest([100, 1, 1], 50) == 1
-    assert words.newest([5, 100], 50) == 1, "one is read in any case"
-    assert words.newest([], 50) == 0
-    assert words.coverage(lines("one two three", "four"), 1) == 0.25
-    assert words.coverage(lines("a", "b"), 0) == 1.0
 
 
 def test_kinds_and_citations_of_a_good_answer() -> None:

@@ -249,7 +249,8 @@ def whisper_address(name: str) -> str:
 
 @pytest.mark.pure
 def test_the_catalogue_is_complete() -> None:
-    assert [m.name for m in models.chosen([])] == ["tiny.en", "silero_vad", "smollm2-135m", "pyannote-campplus"]
+    embedded = ["tiny.en", "silero_vad", "smollm2-135m", "pyannote-campplus", "student-en-pt", "student-pt-en"]
+    assert [m.name for m in models.chosen([])] == embedded
     for m in models.catalogue().values():
         assert m.bytes > 0 and m.licence and m.languages and ".nf4" not in m.name
         assert [bool(s.path) + bool(s.pypi) + bool(s.url) + bool(s.hub) for s in m.source] == [1] * len(m.source)
@@ -265,7 +266,7 @@ def test_the_catalogue_is_complete() -> None:
     for name in profiles.table():
         if name != "embedded":
             assert [m.name for m in models.chosen([name])] == models.of_profile(name)
-            assert all(models.model(n) for n in profiles.table()[name].later)
+            assert all(models.model(n).task == "translation" for n in models.with_targets(models.only_profile(name)))
     smallest = [models.for_language(code) for code in ("en", "pt")]
     assert [m.name for m in smallest if m] == ["tiny.en", "base"]
 

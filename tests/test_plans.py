@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from math import inf
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -13,11 +15,13 @@ from common.process import Log
 from common.settings import GpuSettings, SummarySettings
 from tests.test_minutes import Journal
 from workers.minutes import Book, Draft, Line
-from workers.plans import Plan, Planner
+from workers.plans import Plan, Planner, Prompt
+from workers.poison import Poison
 
 pytestmark = pytest.mark.pure
 LINES, LINE_TOKENS, BESIDE, NEW, BLOCK = 40, 50, 100, 96, 16
 ROOM = LINES * LINE_TOKENS
+T = TypeVar("T")
 
 
 class StandInModel:
@@ -26,6 +30,8 @@ class StandInModel:
     def __init__(self, read_s: float, write_s: float, hold_s: float) -> None:
         self.read_s, self.write_s, self.hold_s = read_s, write_s, hold_s
         self.reload_s, self.piece_s = 0.0, 256 * read_s
+        self.edges = 0  # at which leases could be obeyed
+        self.poison = Poison(Path("nowhere"), "w")
         self.planner = Planner(
             self.prompt, lambda p: repr(list(p)).encode(), SummarySettings(max_new_tokens=NEW), GpuSettings()
         )
@@ -37,8 +43,12 @@ class StandInModel:
         self.book = self.journal.book()
         self.plans: list[Plan] = []
 
-    def prompt(self, lines: Sequence[Line], room: int) -> tuple[list[int], int]:
+    def edge(self) -> None:
+        self.edges += 1
+
+    def prompt(self, lines: Sequence[Line], room: int) -> Generator[None, None, Prompt]:
         first = len(lines) - min(len(lines), max(1, room // LINE_TOKENS))
+        yield
         return list(range(BESIDE + LINE_TOKENS * (len(lines) - first))), first
 
     @property
@@ -70,9 +80,16 @@ class StandInModel:
         raise AssertionError("it never ends")
 
 
-@pytest.fixture(autouse=True)
-def quiet() -> None:
-    logging.getLogger("swapscribe").setLevel(logging.CRITICAL)
+def whole(work: Generator[None, None, T]) -> T:
+    """What it comes to."""
+    out: list[T] = []
+
+    def pieces() -> Generator[None, None, None]:
+        out.append((yield from work))
+
+    for _ in pieces():
+        pass
+    return out[0]
 
 
 def test_an_answer_longer_than_a_hold_is_written_in_several() -> None:
@@ -83,7 +100,6 @@ def test_an_answer_longer_than_a_hold_is_written_in_several() -> None:
 
 
 def test_a_text_that_cannot_be_read_in_one_hold_is_shortened_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("swapscribe").setLevel(logging.WARNING)
     world = StandInModel(read_s=0.05, write_s=0.1, hold_s=60.0)  # 105 s to read
     with caplog.at_level(logging.WARNING, "swapscribe"):
         assert world.bursts() <= 4
@@ -110,8 +126,29 @@ def test_a_draft_of_a_shortened_text_is_found_again_by_another_process() -> None
     fresh = StandInModel(read_s=0.05, write_s=0.3, hold_s=60.0)
     fresh.book = Book("s", world.book.at, world.journal.rules)
     world.journal.read(fresh.book)
-    plan = fresh.planner.plan(fresh.book, fresh.lines, fresh.hold_s)
+    plan = whole(fresh.planner.plan(fresh.book, fresh.lines, fresh.hold_s))
     assert plan.tokens == world.book.draft.tokens and plan.asked == world.plans[-1].asked
+
+
+def test_leases_are_obeyed_while_a_question_is_made_and_a_text_that_breaks_it_counts(tmp_path: Path) -> None:
+    world = StandInModel(read_s=0.05, write_s=0.1, hold_s=60.0)
+    world.poison = Poison(tmp_path, "w")
+    for _ in range(3):
+        before = world.edges
+        world.burst()
+    assert world.edges - before == 2, "all of it, then what is read of it"
+
+    def broken(lines: Sequence[Line], room: int) -> Generator[None, None, Prompt]:
+        raise ValueError("broken")
+        yield
+
+    world.planner._prompt = broken
+    cut = world.book.due()
+    for _ in range(3):
+        assert cut and world.poison.allows("s", cut.upto)
+        with pytest.raises(ValueError, match="broken"):
+            world.burst()
+    assert not world.poison.allows("s", cut.upto)
 
 
 def test_what_waits_is_told_before_it_begins() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import msgspec
 import pytest
 
-from arbiter.effects import FREE, GRANTED, LOST, RECLAIMING, REVOKED
+from arbiter.effects import FREE, GRANTED, LOST, RECLAIMING, REVOKED, Roster
+from arbiter.ledger import Ledger, Limits
 from arbiter.policy import decide
+from arbiter.show import Notes, view
 from arbiter.view import Burst, Memory, Plan, View, Worker
-from common.messages import Incarnation
+from common.messages import Incarnation, Status, Want
 from common.settings import GpuSettings
 
 pytestmark = pytest.mark.pure
@@ -54,8 +57,14 @@ def why(p: Plan, name: str) -> str:
     return next(text for w, text in p.waits.items() if w.worker == name)
 
 
+def runs(for_s: float, name: str = "summarizer") -> Memory:
+    """A burst that was granted, and resident at once, so long ago."""
+    since_s = NOW - for_s
+    return Memory(burst=Burst(who=who(name), began_s=since_s, held_s=since_s, ready_s=since_s, cost_s=2.0))
+
+
 STACK = (on("transcriber", 6, silence_s=2.0), on("translator", 5), on("diarizer", 3))
-RUNNING = Memory(burst=Burst(who=who("summarizer"), began_s=NOW - 10.0, held_s=NOW - 10.0, cost_s=2.0))
+RUNNING = runs(10.0)
 EVICTED = (off("transcriber", 6), off("translator", 5), off("diarizer", 3))
 SUMMARIZER = on("summarizer", 14, lane="burst", granted_at_s=NOW - 10.0, since_s=NOW - 60.0)
 
@@ -107,6 +116,21 @@ def test_one_that_the_least_does_not_suffice_gets_what_it_wants_though_they_crow
     assert plan(*workers).grant == (who("transcriber"), 5 * G, 0.0)
     cramped = off("transcriber", 9, least_bytes=5 * G, cramped=True)
     assert plan(cramped, workers[1]).grant == (who("transcriber"), 9 * G, 0.0)
+
+
+def test_one_that_has_measured_itself_gets_what_there_is_as_one_that_has_not() -> None:
+    """The same worker on the same card: that it has been there before is no reason to refuse it."""
+    for measured in (False, True):
+        lone = off("transcriber", 17, least_bytes=10 * G, measured=measured)
+        assert plan(lone).grant == (who("transcriber"), CAP, 0.0)
+        p = plan(lone, off("translator", 5))
+        assert p.grant == (who("transcriber"), 10 * G, 0.0) and not p.refused, "and leaves room, where others want some"
+    assert plan(off("transcriber", 17, least_bytes=17 * G, measured=True)).refused
+
+
+def test_one_that_has_measured_itself_makes_no_room_for_guesses() -> None:
+    measured = off("transcriber", 6, least_bytes=3 * G, measured=True)
+    assert plan(measured, off("translator", 15, least_bytes=5 * G)).grant == (who("transcriber"), 6 * G, 0.0)
 
 
 # free ride
@@ -215,6 +239,30 @@ def test_a_burst_that_cannot_keep_up_does_more_pieces_at_once() -> None:
         assert bool(plan(*SPEAKS, one, memory=HAD_SEVEN).revoke) is leaving, pieces
 
 
+def test_pieces_are_counted_by_the_worker_whatever_its_positions_are() -> None:
+    """The minutes' position is a number of the journal: one piece moves it by hundreds."""
+
+    def ends(pieces: int, position: int) -> bool:
+        ledger, notes = Ledger(Limits(), Roster()), Notes(moved_s={who("summarizer"): NOW - 10.0})
+        burst = Status(
+            incarnation=who("summarizer"),
+            acted=1,
+            pending=1,
+            residency="resident",
+            held_bytes=14 * G,
+            lease_bytes=14 * G,
+            wants=Want(bytes=14 * G, lane="burst", since_s=NOW - 2 * SET.overdue_s),
+            positions={"s": position},
+            pieces=pieces,
+        )
+        notes.wanted_s[burst.incarnation] = NOW
+        ledger.heard(burst, NOW)
+        return bool(plan(*SPEAKS, *view(ledger, notes, Memory(), SET).workers, memory=HAD_SEVEN).revoke)
+
+    assert [ends(7 + done, 5000 + 180 * done) for done in (0, 1, 2, 3)] == [False, False, False, True]
+    assert ends(10, 0), "nor does a position that stands still hide its pieces"
+
+
 def test_pieces_are_those_of_bursts_and_bring_nothing_where_nobody_waits() -> None:
     turn = off("translator", 14, state=GRANTED, bytes=14 * G, ready=True, granted_at_s=NOW - 10.0, pieces=8)
     runs = msgspec.structs.replace(HAD_SEVEN, burst=msgspec.structs.replace(HAD_SEVEN.burst, who=who("translator")))
@@ -241,7 +289,7 @@ def test_a_burst_is_cut_when_captions_are_far_too_late() -> None:
 
 def test_a_burst_is_not_cut_in_its_first_seconds_nor_too_often() -> None:
     late = (off("transcriber", 6, lag_s=21.0), *EVICTED[1:])
-    young = Memory(burst=Burst(who=who("summarizer"), began_s=NOW - 1.0, held_s=NOW - 1.0, cost_s=2.0))
+    young = runs(1.0)
     p = plan(*late, SUMMARIZER, memory=young)
     assert not p.revoke and p.wake_at_s == NOW + SET.burst_min_s - 1.0
     assert not plan(*late, SUMMARIZER, memory=msgspec.structs.replace(RUNNING, cuts={"summarizer": 3})).revoke
@@ -263,13 +311,34 @@ def test_a_burst_that_is_done_forgets_its_cuts() -> None:
 
 
 def test_a_burst_is_over_after_its_longest_hold() -> None:
-    old = Memory(burst=Burst(who=who("summarizer"), began_s=NOW - 60.0, held_s=NOW - 60.0, cost_s=2.0))
+    old = runs(60.0)
     p = plan(*EVICTED, SUMMARIZER, memory=old)
     assert leaves(p) == {"summarizer"} and p.memory.lasted_s == {"summarizer": 60.0}
     assert plan(*EVICTED, SUMMARIZER, memory=RUNNING).wake_at_s == NOW + 50.0
 
 
-def test_its_time_runs_from_the_grant_not_from_the_wait_for_room() -> None:
+def test_its_time_is_for_work_however_long_it_loads_but_it_does_not_load_for_ever() -> None:
+    def over(granted_s: float, ready_s: float | None, now: float = NOW) -> bool:
+        one = Burst(who=who("summarizer"), began_s=NOW - granted_s, held_s=NOW - granted_s, cost_s=2.0)
+        if ready_s is not None:
+            one = msgspec.structs.replace(one, ready_s=NOW - ready_s)
+        has = msgspec.structs.replace(SUMMARIZER, granted_at_s=NOW - granted_s, ready=ready_s is not None)
+        p = plan(*EVICTED, has, memory=Memory(burst=one), now=now)
+        assert p.revoke or p.wake_at_s < inf
+        return leaves(p) == {"summarizer"}
+
+    assert not over(69.0, 59.0) and over(70.0, 60.0), "60 s from when it was there"
+    assert not over(59.0, None) and over(60.0, None), "it never came"
+    assert not over(90.0, 0.0), "it has come just now, and late"
+    short = GpuSettings(max_hold_s=1.0)
+    for loads_s, leaving in ((2.0, False), (29.0, False), (30.0, True)):
+        one = Burst(who=who("summarizer"), began_s=NOW - loads_s, held_s=NOW - loads_s, cost_s=2.0)
+        loads = msgspec.structs.replace(SUMMARIZER, ready=False)
+        p = decide(View(workers=(*EVICTED, loads), cap_bytes=CAP, memory=Memory(burst=one)), short, NOW)
+        assert bool(p.revoke) is leaving, "else it would leave before its first piece each time, for ever"
+
+
+def test_its_time_does_not_run_while_it_waits_for_room() -> None:
     comes = Memory(burst=Burst(who=who("summarizer"), began_s=NOW - 70.0, cost_s=2.0))
     assert plan(*EVICTED, burst(), memory=comes).grant
     p = plan(*EVICTED, SUMMARIZER, memory=comes)
@@ -349,7 +418,7 @@ def test_a_live_worker_that_never_fits_beside_the_better_ones_takes_its_turn() -
     """Also how a summarizer is calibrated on a card that the transcriber fills: its want is live then."""
     p = plan(on("transcriber", 6, silence_s=2.0), off("summarizer", 14))
     assert leaves(p) == {"transcriber"} and p.memory.burst and p.memory.burst.who.worker == "summarizer"
-    old = Memory(burst=Burst(who=who("summarizer"), began_s=NOW - 60.0, held_s=NOW - 60.0, cost_s=2.0))
+    old = runs(60.0)
     over = plan(off("transcriber", 6), on("summarizer", 14, granted_at_s=NOW - 59.0), memory=old)
     assert leaves(over) == {"summarizer"}
 
@@ -391,7 +460,7 @@ def test_a_pinned_worker_stays_whatever_waits() -> None:
     p = plan(on("transcriber", 6, pinned=True, silence_s=2.0), burst(since_s=NOW - 500.0))
     assert not p.revoke and not p.grant and why(p, "summarizer").startswith("transcriber is pinned")
     pinned = msgspec.structs.replace(SUMMARIZER, pinned=True)
-    old = Memory(burst=Burst(who=who("summarizer"), began_s=NOW - 900.0, held_s=NOW - 900.0, cost_s=2.0))
+    old = runs(900.0)
     p = plan(off("transcriber", 6, lag_s=99.0), pinned, memory=old)
     assert not p.revoke and p.memory.burst
 
@@ -447,7 +516,7 @@ def test_a_dead_worker_that_held_nothing_is_no_news() -> None:
 
 def test_a_burst_whose_time_is_over_leaves_even_if_nobody_can_use_its_room() -> None:
     """Else its lease would have no end; it comes again in its turn."""
-    old = Memory(burst=Burst(who=who("summarizer"), began_s=NOW - 61.0, held_s=NOW - 61.0, cost_s=2.0))
+    old = runs(61.0)
     p = plan(off("transcriber", 6), off("diarizer", 11), on("summarizer", 9, lane="burst"), memory=old)
     assert leaves(p) == {"summarizer"}
 
@@ -567,7 +636,7 @@ def test_what_lets_a_burst_go_is_said() -> None:
 
 def test_a_turn_of_a_live_worker_is_over_when_it_fits_beside_the_others() -> None:
     """Else it is the running burst for ever, which no free rider has to end, and nobody else is ever served."""
-    turn = Memory(burst=Burst(who=who("translator"), began_s=NOW - 99.0, held_s=NOW - 99.0, cost_s=2.0))
+    turn = runs(99.0, "translator")
     both = (on("transcriber", 6, silence_s=2.0), on("translator", 5))
     p = plan(*both, burst(14, since_s=NOW - 500.0), memory=turn)
     p = plan(*both, burst(14, since_s=NOW - 500.0), memory=p.memory)

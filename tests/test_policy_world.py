@@ -115,9 +115,9 @@ class World:
             a.ready_at = inf
         elif due and a.ready_at == inf:
             a.ready_at = self.now + a.load_s
-            h.loading(due, due.bytes, self.now)
+            h.loading(due, due.bytes)
         elif due and self.now >= a.ready_at:
-            h.loaded(due, due.bytes)
+            h.loaded(due, due.bytes, self.now)
             a.ready_at, a.grants = inf, a.grants + 1
         elif a.resident:
             a.work_s -= TURN_S

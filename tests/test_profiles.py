@@ -54,6 +54,22 @@ def test_a_profile_that_is_none_is_one_line(folder: Path, wrong: str) -> None:
 
 
 @pytest.mark.pure
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("key", ["gpu.lag_hard_s", "gpu.overdue_s", "summary.interval_s", "retention.read_audio_h"])
+def test_a_number_without_an_end_is_one_line(folder: Path, key: str, value: str) -> None:
+    section, _, name = key.partition(".")
+    for layer in ((f"[{section}]\n{name} = {value}",), ("", f"{key}={value}")):
+        with pytest.raises(UserError, match=rf"^settings: {key}: {value} is no finite number; give one"):
+            settings_of(folder, *layer)
+
+
+@pytest.mark.pure
+def test_there_is_no_device_before_the_first(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"^settings: gpu\.index: -1 is below the least allowed, 0"):
+        settings_of(folder, "", "gpu.index=-1")
+
+
+@pytest.mark.pure
 def test_every_profile_loads_and_names_models_we_know(folder: Path) -> None:
     for name in profiles.table():
         settings = settings_of(folder, "", f"profile={name}")

@@ -21,7 +21,7 @@ from common import wire
 from common.process import Log, Process
 from common.settings import GpuSettings, Settings
 from tests.test_tenancy import Game
-from workers import retry
+from workers import base, retry
 from workers.base import Runner
 from workers.hearing import Hearing
 from workers.poison import Poison
@@ -122,6 +122,67 @@ def test_a_step_that_does_not_fit_is_told_to_the_worker_which_may_take_smaller_o
     assert runner.step(pieces(), 30) == "done" and not told
     assert runner.step(pieces(), 31) is None and told == [0], "offloaded first"
     assert game.holder.want.bytes >= 130
+
+
+class Batches(StandInWorker):
+    """Takes two batches of 15 bytes at once, or one."""
+
+    most = 2
+
+    def working_bytes(self) -> int:
+        return 15 * self.most
+
+    def least_working_bytes(self) -> int:
+        return 15
+
+    def too_large(self) -> None:
+        self.most = 1
+
+
+@pytest.mark.parametrize(("took", "least"), [(30, 15), (24, 15), (12, 12), (37, 22)])
+def test_one_that_has_measured_itself_can_do_with_its_smallest_steps_as_before(
+    runner: Runner, game: Game, took: int, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the largest step took may be more or less than its formula says."""
+    monkeypatch.setattr(base, "SLACK_BYTES", 0)
+    monkeypatch.setattr(game.residency, "trim", lambda: None, raising=False)
+    monkeypatch.setattr(runner, "_key", lambda device: "")
+    runner.worker = Batches()
+    runner._measured(game.tenant, 100, took)
+    from_the_file = game.tenant.need_bytes, game.tenant.least_bytes, game.tenant.measured
+    game.tenant.measured, game.device.peak_bytes = False, 100 + took
+    runner.calibrating = True
+    monkeypatch.setattr(runner, "carry", lambda *args: True)
+    game.lease(True, size=200)
+    runner.edge()
+    game.device.peak_bytes = 100 + took
+    runner._calibrate()
+    assert (game.tenant.need_bytes, game.tenant.least_bytes, game.tenant.measured) == from_the_file
+    assert from_the_file == (100 + took, 100 + least, True) and game.holder.want.least_bytes == 100 + least
+
+
+def test_one_that_got_less_than_it_wants_takes_smaller_steps_and_wants_no_more_than_that_at_least(
+    runner: Runner, game: Game, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "SLACK_BYTES", 0)
+    runner.worker = worker = Batches()
+    runner._measured(game.tenant, 100, 30)
+    game.tenant.want("live")
+
+    def step() -> str | None:
+        def pieces() -> Generator[None, None, str]:
+            yield
+            return "done"
+
+        game.lease(True, size=120)
+        runner.edge()
+        return runner.step(pieces())
+
+    assert step() is None and worker.most == 1
+    assert game.holder.want.least_bytes == 115, "what there is would be refused it from now on"
+    game.lease(False)
+    runner.edge()
+    assert step() == "done" and game.holder.ooms == 0
 
 
 def test_any_iterator_may_be_a_step(runner: Runner, game: Game) -> None:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import random
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +24,22 @@ from tests.faults.checker import CHECKS, Decision, Evidence, violations
 from tests.faults.inject import Done
 from tests.faults.schedule import KINDS, draw
 from tests.faults.scorecard import Run, tracebacks
-from tests.faults.system import SPEAKERS
 from tests.small_disk import on_a_small_disk
-from tests.system import RECORDING, Undisturbed, content, turns_told
+from tests.system import Undisturbed, content, translations_told, turns_told
+from tests.undisturbed import undisturbed_recording
 
 STREAM, MIB = "talk-1", 2**20
 RATE = m.SAMPLE_RATE
 
 
 @pytest.fixture(scope="module")
-def undisturbed() -> Iterator[Undisturbed]:
-    with tempfile.TemporaryDirectory(prefix="sw-") as folder:
-        yield Undisturbed(Path(folder), clip=RECORDING, speakers=SPEAKERS)
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return undisturbed_recording(tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.processes
 @pytest.mark.speech
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @on_a_small_disk
 def test_twenty_faults_violate_nothing(undisturbed: Undisturbed, tmp_path: Path) -> None:
     seed = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(10**6))
@@ -92,6 +90,9 @@ def journal(changes: Callable[[list[m.Body]], Any] = lambda bodies: None) -> lis
     spoke = [("S1", (2, 10)), ("S2", (12, 20))]
     bodies += [m.SpeakerTurn(span=(a * RATE, b * RATE), speaker=s, provisional=True) for s, (a, b) in spoke]
     bodies.append(m.Relabel(source="S2", target="S1", span=(12 * RATE, 20 * RATE)))
+    for i in range(4):
+        segment = m.segment_id(STREAM, (i * 10 + 2) * RATE)
+        bodies.append(m.Translation(segment=segment, revision=0, target="pt", text=f"Palavras {i}.", model="x"))
     changes(bodies)
     out: list[m.Event] = []
     last_of: dict[str, int] = {}
@@ -99,6 +100,7 @@ def journal(changes: Callable[[list[m.Body]], Any] = lambda bodies: None) -> lis
     for seq, body in enumerate(bodies, 1):
         kind = str(type(body).__struct_config__.tag)
         others = {"summary": "summarizer", "speaker_turn": "diarizer", "relabel": "diarizer"}
+        others["translation"] = "translator.pt"
         producer = others.get(kind, "transcriber")
         counts[producer] += 1
         out.append(
@@ -154,6 +156,8 @@ def evidence(events: list[m.Event] | None = None, **changes: Any) -> Evidence:
         "lines": content(good, STREAM),
         "appends": [(e.kind, e.n) for e in good if e.producer == "transcriber"],
         "turns": turns_told(good, STREAM),
+        "targets": ("pt",),
+        "translations": translations_told(good, STREAM, ("pt",)),
         "audio": [],
         "delivered": [e.seq for e in events],
         "hashes": {"feed": "a", "late joiner": "a"},
@@ -191,7 +195,11 @@ BODIES: list[tuple[str, Callable[[list[m.Body]], Any], str]] = [
     ("same_turns", lambda b: b.pop(13), "only without faults"),
     ("same_turns", lambda b: b.append(b[14]), "2 times"),
     ("same_turns", lambda b: b.__setitem__(13, msgspec.structs.replace(b[13], speaker="S3")), "only with faults"),
-    ("same_turns", lambda b: b.insert(13, b.pop()), "in another order"),
+    ("same_turns", lambda b: b.insert(13, b.pop(15)), "in another order"),
+    ("same_translations", lambda b: b.pop(16), "only without faults"),
+    ("same_translations", lambda b: b.append(b[16]), "2 times"),
+    ("same_translations", lambda b: b.__setitem__(16, msgspec.structs.replace(b[16], text="?")), "only with faults"),
+    ("same_translations", lambda b: b.insert(16, b.pop(17)), "in another order"),
     ("summaries", lambda b: b.pop(11), "missing"),
     ("summaries", lambda b: b.append(b[11]), "minutes 2 times"),
     ("summaries", lambda b: b.__setitem__(10, msgspec.structs.replace(b[10], last=b[10].first)), "nobody asked for"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.settings import TranscriberSettings
@@ -66,6 +66,7 @@ def test_a_cut_does_not_depend_on_what_comes_later(probs: list[float], more: lis
 
 
 @given(probabilities)
+@example([0.0] * 2 + [0.6, 0.4, 0.4] + [0.0] * 3 + [0.4] + [0.0] * 3 + [0.4, 0.4] + [0.0] * 3 + [0.6, 0.6, 0.0])
 def test_no_utterance_is_too_long_and_all_sure_speech_is_in_one(probs: list[float]) -> None:
     found = cuts(probs, SMALL)
     spoken = {f for c in found for f in range(c.start, c.end)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import inf
 
 import msgspec
 import pytest
@@ -27,7 +28,7 @@ def who(name: str) -> m.Incarnation:
 
 WAITS = Worker(who=who("transcriber"), state=FREE, want_bytes=6 * GIB, reload_s=1.5)
 HAS = Worker(who=who("summarizer"), state=GRANTED, want_bytes=14 * GIB, bytes=14 * GIB, ready=True, offload_s=0.5)
-BURST = Burst(who=HAS.who, began_s=NOW - 4.0, held_s=NOW - 3.0, cost_s=4.0)
+BURST = Burst(who=HAS.who, began_s=NOW - 4.0, held_s=NOW - 3.0, ready_s=NOW - 2.0, cost_s=4.0)
 
 
 def resume(*workers: Worker, memory: Memory | None = None) -> float:
@@ -35,11 +36,14 @@ def resume(*workers: Worker, memory: Memory | None = None) -> float:
 
 
 def test_captions_resume_after_the_rest_of_the_burst_its_offload_and_the_reload() -> None:
-    assert resume(WAITS, HAS) == 57.0 + 0.5 + 1.5, "its longest hold, if nothing better is known"
+    assert resume(WAITS, HAS) == 58.0 + 0.5 + 1.5, "its longest hold, if nothing better is known"
     lasted = Memory(burst=BURST, lasted_s={"summarizer": 8.0})
     assert resume(WAITS, HAS, memory=lasted) == 5.0 + 0.5 + 1.5
     longer = Memory(burst=BURST, lasted_s={"summarizer": 2.0})
-    assert resume(WAITS, HAS, memory=longer) == 57.0 + 0.5 + 1.5, "it takes longer than the last one did"
+    assert resume(WAITS, HAS, memory=longer) == 58.0 + 0.5 + 1.5, "it takes longer than the last one did"
+    loads = msgspec.structs.replace(HAS, ready=False, reload_s=2.0)
+    comes = Memory(burst=msgspec.structs.replace(BURST, ready_s=inf))
+    assert resume(WAITS, loads, memory=comes) == 59.0 + 0.5 + 1.5, "its hold begins when it is there"
 
 
 def test_captions_resume_when_the_load_under_way_is_done() -> None:

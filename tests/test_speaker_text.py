@@ -8,7 +8,8 @@ import pytest
 
 from common import messages as m
 from common.console import Captions
-from common.feed_client import Appender, Past
+from common.feed_client import Appender
+from common.past import Past
 from common.settings import Settings
 from common.speaker_text import KEPT, Who
 from tests.conftest import Processes, wait_for
@@ -191,3 +192,9 @@ def test_the_past_of_streams_is_read_once_and_then_what_came_since(feed: Setting
     look()
     past.want("y")
     look("c")
+    name("y", "d")
+    past.want("y")
+    past.events()  # it is asked for what came after "c"
+    past.forget("y")
+    past.want("y")
+    look("c", "d")

@@ -120,7 +120,7 @@ def test_a_voiceprint_is_private_and_its_name_leads_nowhere(settings: Settings) 
 
 
 @pytest.mark.pure
-@pytest.mark.parametrize("bad", ["S1", "S27", "?", "a\x07b", "x" * 61])
+@pytest.mark.parametrize("bad", ["S1", "S27", "s1", " s27 ", "ſ1", "?", "a\x07b", "x" * 61])
 def test_what_is_no_name(bad: str) -> None:
     with pytest.raises(ValueError):
         proper_name(bad)

@@ -13,7 +13,7 @@ from common import models
 from common.settings import Settings, UserError
 from tests import speech
 from tests.conftest import Processes
-from tests.test_exports import read_vtt
+from tests.export_readers import read_vtt
 from tests.test_transcribe import Alone
 
 pytestmark = pytest.mark.speech

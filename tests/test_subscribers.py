@@ -29,13 +29,6 @@ STREAMS = ("mic-1", "mic-2", "film-3")
 KINDS = ("transcript", "silence", "suppressed", "gap", "translation")
 
 
-@pytest.fixture
-def feed(processes: Processes) -> Started:
-    feed = processes.start("workers.feed")
-    wait_for(lambda: "serving" in feed.output(), what="the feed")
-    return feed
-
-
 class Writer:
     """Appends random events of several kinds to several streams; the seed makes it repeatable."""
 

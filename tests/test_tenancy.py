@@ -6,7 +6,7 @@ Device and residency are stand-ins that count bytes; the Holder is the real one.
 from __future__ import annotations
 
 import contextlib
-import logging
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -103,7 +103,6 @@ class Game:
 
 @pytest.fixture
 def game() -> Game:
-    logging.getLogger("swapscribe").setLevel(logging.CRITICAL)
     return Game()
 
 
@@ -227,6 +226,16 @@ def test_a_burst_ends_itself_when_it_was_held_long_enough(game: Game) -> None:
     assert not game.tenant.run(iter([None] * 1000), 30)
     assert game.holder.place.residency == "offloaded" and game.holder.place.acted == 1
     assert game.holder.wants(1e9).bytes == 0
+
+
+def test_a_burst_has_its_time_for_work_however_long_it_loads(game: Game) -> None:
+    """Else one that loads for longer than it may hold would leave before its first piece each time, for ever."""
+    game.residency.between = lambda copy: time.sleep(0.02)
+    game.lease(True, hold_s=0.06)
+    game.tenant.edge()
+    assert game.tenant.ready and game.tenant.run(iter([None]), 30)
+    time.sleep(0.06)
+    assert not game.tenant.run(iter([None]), 30)
 
 
 def test_wants_keep_their_beginning(game: Game) -> None:

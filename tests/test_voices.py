@@ -8,6 +8,7 @@ import tracemalloc
 from functools import cache
 from itertools import permutations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,13 +16,13 @@ from hypothesis import strategies as st
 
 from common.messages import Relabel
 from tests.windows import DIMENSION, SECOND, Script, StandInEars
-from workers.clustering import Settled, settle
+from workers.clustering import Settled, absorbed, settle
 from workers.linkage import BLOCK, clusters
 from workers.matching import assign
 from workers.relabels import relabelled
 from workers.turns import Turn
 from workers.voices import CAP, Rules, Voices
-from workers.windows import FRAME, Window, on_grid
+from workers.windows import FRAME, LEAD, LOCALS, WINDOW, Window, on_grid
 
 pytestmark = pytest.mark.pure
 HOP = on_grid(SECOND)
@@ -162,6 +163,81 @@ def test_the_most_speakers_are_enough_for_more_people() -> None:
     _, now, voices, _, _ = told(MANY, 165, Rules(most=2))
     assert len(voices.known()) == 2 and len({t.speaker for t in now}) <= 2
     assert wrong_s(told(MANY, 165)[1], MANY) < 8
+
+
+def test_who_spoke_only_in_the_first_seconds_is_not_lost() -> None:
+    """Its embeddings are of the short windows that stood before the first whole one, which have no vote."""
+    script: Script = [(0.5, 4.0, 0), (5.0, 20.0, 1)]
+    _, now, _, _, _ = told(script, 24, settle_every_s=100)
+    assert wrong_s(now, script) < 0.3 and len({t.speaker for t in now}) == 2
+
+
+def test_who_was_heard_briefly_is_nobody_and_not_somebody_else() -> None:
+    script: Script = [(0.5, 6.0, 0), (7.0, 7.7, 1), (8.5, 14.0, 0)]
+    first, _, voices, _, seen = told(script, 18, settle_every_s=100)
+    assert seen == ["S1"] and not [t for t in first if t.span[0] < 7.5 * SECOND and t.span[1] > 7.2 * SECOND]
+    assert [v.speaker for v in voices.known()] == ["S1"]
+
+
+def window_of(upto_s: float, talks: Script, embeddings: dict[int, np.ndarray]) -> Window:
+    """A whole window whose local speakers are those of `talks`."""
+    end = on_grid(upto_s * SECOND)
+    start = max(0, end - WINDOW)
+    active = np.zeros(((end - start) // FRAME - 3, LOCALS), np.bool_)
+    for a, b, local in talks:
+        first, last = ((round(x * SECOND) - start) // FRAME - LEAD for x in (a, b))
+        active[max(0, first) : max(0, last), local] = True
+    rows = np.full((LOCALS, DIMENSION), np.nan, np.float32)
+    for local, vector in embeddings.items():
+        rows[local] = vector / np.linalg.norm(vector)
+    return Window(start, end - start, active, rows)
+
+
+def test_a_voice_that_the_network_split_in_two_is_one() -> None:
+    """Online and in the clustering: another voice is there that one of the halves could be, but does not sound like."""
+    me, other = np.eye(DIMENSION)[0], np.eye(DIMENSION)[1]
+    tone = me + 0.3 * np.eye(DIMENSION)[2]
+    kept = [
+        window_of(10, [(0.5, 4, 0), (5, 9.8, 1)], {0: me, 1: other}),
+        window_of(22, [(13, 16, 0), (17, 21.8, 1)], {0: me, 1: tone}),
+    ]
+    voices, turns = Voices(RULES), list[Turn]()
+    for window in kept:
+        turns += voices.take(window, window.end)
+    turns += voices.finish(22 * SECOND)
+    assert {t.speaker for t in turns if t.span[0] > 12 * SECOND} == {"S1"} and voices.born == 2
+    found = settle(kept, turns, voices, RULES, final=True)
+    now = sorted([*relabelled(turns, found.relabels), *found.turns])
+    assert {t.speaker for t in now if t.span[0] > 12 * SECOND} == {"S1"}
+
+
+def test_what_is_known_better_goes_for_the_whole_stretch() -> None:
+    """What windows before said of the frames that are not told yet is said again when the voice is recognised."""
+    one, two = np.eye(DIMENSION)[0], np.eye(DIMENSION)[1]
+    voices, turns = Voices(msgspec.structs.replace(RULES, latency=on_grid(3 * SECOND))), list[Turn]()
+    begin = 12.2  # of a stretch whose first half second sounds a little like the other voice
+    said: list[tuple[float, Script, dict[int, np.ndarray]]] = [
+        (10, [(0.5, 4, 0), (5, 9.8, 1)], {0: one, 1: two}),
+        (13, [(5, 9.8, 1), (begin, 12.9, 2)], {2: one + 2 * np.eye(DIMENSION)[3]}),
+        (14, [(5, 9.8, 1), (begin, 13.9, 2)], {}),
+        (15, [(5.1, 9.8, 1), (begin, 14.9, 2)], {2: two}),
+    ]
+    for upto, talks, heard in said:
+        window = window_of(upto, talks, heard)
+        turns += voices.take(window, window.end)
+    turns += voices.finish(15 * SECOND)
+    assert {t.speaker for t in turns if t.span[0] > 11 * SECOND} == {"S2"}
+
+
+def test_few_seconds_are_no_other_person_if_they_sound_alike() -> None:
+    def close_to(axis: int, cosine: float) -> np.ndarray:
+        return cosine * np.eye(4)[0] + (1 - cosine**2) ** 0.5 * np.eye(4)[axis]
+
+    vectors = np.array([np.eye(4)[0], close_to(1, 0.55), close_to(2, 0.4)], np.float32)
+    members = [np.array([k]) for k in range(3)]
+    brief = absorbed(members, vectors, lambda rows: 20.0 if 0 in rows else 3.0, RULES)
+    assert [sorted(some.tolist()) for some in brief] == [[0, 1], [2]]
+    assert len(absorbed(members, vectors, lambda rows: 20.0, RULES)) == 3
 
 
 def test_silence_and_short_sounds_are_no_trouble() -> None:

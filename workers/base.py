@@ -9,6 +9,7 @@ Without a lease the worker keeps its place and says how far behind it is.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
 from collections.abc import Generator, Iterator
@@ -34,6 +35,16 @@ SLACK_BYTES = 32 * 2**20  # beside what was measured: rounding of allocators
 T = TypeVar("T")
 
 
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Of garbage: there is none while libraries are imported, and looking for it takes a tenth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 class AppendRefused(Exception):
     """The feed will never take this append as it is."""
 
@@ -48,6 +59,7 @@ class Runner:
         self.poison = Poison(process.run, worker.name)
         self.tenant: Tenant | None = None
         self._appender = Appender(self.settings, worker.name)
+        self._parts: dict[str, Appender] = {}  # further producers of the same worker
         me = m.Incarnation(
             worker=worker.name, pid=os.getpid(), started_ticks=start_time(os.getpid()), nonce=os.urandom(8).hex()
         )
@@ -68,6 +80,8 @@ class Runner:
 
     def _work(self) -> None:
         self.tenant = self._load()
+        self._want()
+        self.worker.prepare()
         while not self.process.stopping:
             if not self.control.alive:
                 raise RuntimeError("the control thread has ended")
@@ -98,7 +112,7 @@ class Runner:
     def _load(self) -> Tenant:
         """The model in RAM, offloaded, and what it needs of the device as far as that is known."""
         started = time.monotonic()
-        with self.process.nothing_to_lose():
+        with self.process.nothing_to_lose(), without_collections():
             modules = self.worker.load(self.process)
             # Not before: torch is set up by `load`, and must not be imported by anything else first.
             from workers.residency import Residency, open_device
@@ -112,7 +126,7 @@ class Runner:
         tenant.least_bytes = residency.weights_bytes + self.worker.least_working_bytes() + SLACK_BYTES
         self.calibrating = known is None
         if known:
-            tenant.need_bytes, tenant.least_bytes = known.weights_bytes + known.working_bytes + SLACK_BYTES, 0
+            self._measured(tenant, known.weights_bytes, known.working_bytes)
             tenant.pieces.add(known.step_s)
             tenant.offloads.add(known.offload_s)
         self.log.info(
@@ -123,6 +137,16 @@ class Runner:
             device=device.name,
         )
         return tenant
+
+    def _measured(self, tenant: Tenant, weights: int, working: int) -> None:
+        """What to want from now on, and the least: with the smallest steps, should the rest never be free.
+
+        What the largest step took beyond its formula, the smallest takes beyond its own.
+        """
+        beyond = max(0, working - self.worker.working_bytes())
+        least = min(working, self.worker.least_working_bytes() + beyond)
+        tenant.need_bytes, tenant.least_bytes = weights + working + SLACK_BYTES, weights + least + SLACK_BYTES
+        tenant.measured = True
 
     # What the worker may use
 
@@ -160,16 +184,18 @@ class Runner:
         finally:
             close(pieces)
 
-    def commit(self, stream: str, expect_n: int, step: Step | None) -> m.At | None:
+    def commit(self, stream: str, expect_n: int, step: Step | None, part: str = "") -> m.At | None:
         """Append until answered: a resend after a time-out is harmless. None: we are told to stop.
 
-        `step` None asks for the place. Meanwhile leases are obeyed: no step is under way.
+        `step` None asks for the place. `part`: as the producer `worker.part`, with a place of its own. Meanwhile leases
+        are obeyed: no step is under way.
         """
         self.phase = "appending"
         said = False
+        appender = self._appender_of(part)
         while not self.process.stopping:
             try:
-                answer = self._appender.append(
+                answer = appender.append(
                     stream,
                     expect_n,
                     step.positions if step else {},
@@ -197,6 +223,11 @@ class Runner:
             time.sleep(min(answer.retry_after_s, 1.0))
         return None
 
+    def _appender_of(self, part: str) -> Appender:
+        if part and part not in self._parts:
+            self._parts[part] = Appender(self.settings, f"{self.worker.name}.{part}")
+        return self._parts[part] if part else self._appender
+
     def jot(self, stream: str, expect_n: int, step: Step) -> m.At | None:
         """One append between two pieces of a step, which hardly waits, for the GPU waits with it. None: no answer."""
         try:
@@ -217,7 +248,7 @@ class Runner:
     def hold_s(self) -> float:
         """How long the lease in force lets it work; inf: until it is revoked."""
         lease = self.holder.place.lease
-        return lease.max_hold_s - self.reload_s if lease and lease.max_hold_s else inf
+        return lease.max_hold_s if lease and lease.max_hold_s else inf
 
     @property
     def reload_s(self) -> float:
@@ -271,7 +302,7 @@ class Runner:
         )
         with contextlib.suppress(OSError):  # disk full: the next start measures again
             self._calibrations.put(self._key(tenant.device), found)
-        tenant.need_bytes, tenant.least_bytes = need, 0
+        self._measured(tenant, weights, working)
         tenant.residency.trim()
         self.calibrating = False
         ms = {"reload_ms": round(tenant.reload_s * 1000, 1), "step_ms": round(step_s * 1000)}

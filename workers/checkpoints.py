@@ -33,12 +33,22 @@ class Nothing:
 
 
 def tensors(file: Path | IO[bytes]) -> dict[str, torch.Tensor]:
-    """Parameters by name. Raises BadFile."""
+    """Parameters by name. Raises BadFile, or OSError."""
     names: list[Any] = [(type(name.rpartition(".")[2], (Nothing,), {}), name) for name in NAMED]
     try:
         with torch.serialization.safe_globals(names):
             told = torch.load(file, map_location="cpu", weights_only=True)
         told = told.get("state_dict", told)
         return {str(name): value.contiguous() for name, value in told.items() if isinstance(value, torch.Tensor)}
-    except (RuntimeError, ValueError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as e:
-        raise BadFile(f"not a checkpoint of torch that can be trusted ({str(e).splitlines()[0][:120]})") from None
+    except (OSError, MemoryError):
+        raise
+    except Exception as e:  # torch's reader falls over a damaged file in any way there is
+        raise BadFile(f"not a checkpoint of torch that can be trusted ({_why(e)})") from None
+
+
+def _why(e: Exception) -> str:
+    if not isinstance(e, (RuntimeError, pickle.UnpicklingError)):  # its words are about the reader, not the file
+        return "damaged, cut short or empty"
+    lines = str(e).rpartition("WeightsUnpickler error: ")[2].splitlines()  # before it stands advice to trust the file
+    said = [line for line in lines if line and not line.startswith("Weights only load failed")]
+    return (said or [type(e).__name__])[0][:120]

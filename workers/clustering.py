@@ -7,7 +7,7 @@ to. numpy only, on the CPU, whatever the length of the stream: what it costs is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -58,11 +58,12 @@ def settle(
     Speakers keep their id where they can: clusters take the ids that they share the most speech with. Windows that were
     lost leave their turns as they are.
     """
-    windows = _whole([w for w in windows if len(w.active)])
+    every = [w for w in windows if len(w.active)]
+    windows = _whole(every)
     told = voices.settled // FRAME
     upto = told if final or not windows else min(told, windows[-1].first)
     known = tuple(voices.known())
-    labels, centroids, heard = _labelled(windows, rules, final)
+    labels, centroids, heard = _labelled(windows, every, rules, final)
     if not len(centroids) or upto <= 0:
         return Settled(voices=known, born=voices.born, upto=voices.confirmed)
     found, covered = _activity(windows, labels, len(centroids), told)
@@ -100,11 +101,17 @@ def _whole(windows: Sequence[Window]) -> list[Window]:
 # Clusters
 
 
-def _labelled(windows: Sequence[Window], rules: Rules, final: bool) -> tuple[Ints, Floats, Floats]:
-    """(windows, LOCALS) cluster of each local speaker or -1; centroids of the clusters; seconds of speech alone."""
+def _labelled(
+    windows: Sequence[Window], every: Sequence[Window], rules: Rules, final: bool
+) -> tuple[Ints, Floats, Floats]:
+    """(windows, LOCALS) cluster of each local speaker or -1; centroids of the clusters; seconds of speech alone.
+
+    `every`: with those that have no labels, but embeddings. Two local speakers of a window are two people, unless
+    one sounds like the other and like nobody else: the network at times takes a change of tone for another speaker.
+    """
     labels = np.full((len(windows), LOCALS), -1, np.int64)
     clear = [lone(window.active) for window in windows]
-    vectors, weights = _gathered(windows, clear)
+    vectors, weights = _gathered(windows, clear, every)
     if not weights.any():
         return labels, np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
     alone_s = np.array([c.sum(axis=0) for c in clear]) * (FRAME / SAMPLE_RATE) * (weights > 0)
@@ -112,39 +119,77 @@ def _labelled(windows: Sequence[Window], rules: Rules, final: bool) -> tuple[Int
     step = -(-len(ws) // MOST)
     ws, ls = ws[::step], ls[::step]
     group = clusters(vectors[ws, ls], rules.together)
-    members = [[(int(ws[i]), int(ls[i])) for i in np.flatnonzero(group == k)] for k in range(int(group.max()) + 1)]
-    spoken = np.array([_union_s(windows, clear, m) for m in members])
+
+    def spoken_s(which: Ints) -> float:
+        return _union_s(windows, clear, [(int(ws[i]), int(ls[i])) for i in which])
+
+    members = absorbed(
+        [np.flatnonzero(group == k) for k in range(int(group.max()) + 1)], vectors[ws, ls], spoken_s, rules
+    )
+    spoken = np.array([spoken_s(some) for some in members])
     large = spoken >= min(rules.least_s, SMALL * spoken.sum())
     if not final:
         end = windows[-1].end
-        large |= np.array([end - windows[m[0][0]].start <= RECENT_S * SAMPLE_RATE for m in members])
+        large |= np.array([end - windows[ws[some[0]]].start <= RECENT_S * SAMPLE_RATE for some in members])
     if rules.most and large.sum() > rules.most:
         kept = np.argsort(-spoken * large, kind="stable")[: rules.most]
         large = np.isin(np.arange(len(members)), kept)
-    centroids = np.array([vectors[ws, ls][group == k].mean(axis=0) for k in range(len(members))])[large]
-    centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
+    centroids = unit([vectors[ws, ls][some].mean(axis=0) for some in members])[large]
     for w in range(len(windows)):
         known = np.flatnonzero(weights[w] > 0)
         near = vectors[w, known] @ centroids.T
         labels[w, known] = near.argmax(axis=1)
         for i, k in assign(near):
-            labels[w, known[i]] = k
+            if near[i].max() - near[i, k] <= rules.apart:
+                labels[w, known[i]] = k
     _follow(windows, labels)
     return labels, centroids.astype(np.float32), spoken[large].astype(np.float32)
 
 
-def _gathered(windows: Sequence[Window], clear: Sequence[Active]) -> tuple[Floats, Floats]:
+def absorbed(members: Sequence[Ints], vectors: Floats, spoken_s: Callable[[Ints], float], rules: Rules) -> list[Ints]:
+    """Clusters (of rows of `vectors`) of which the small ones that are not unlike another are part of it; the likest
+    first.
+
+    How a voice sounds in a few seconds varies more than how it sounds in many: what would be two people, had each
+    spoken for long, may be one who said little.
+    """
+    groups = list(members)
+    centroids = unit([vectors[some].mean(axis=0) for some in groups])
+    spoken = [spoken_s(some) for some in groups]
+    while len(groups) > 1:
+        near = centroids @ centroids.T
+        np.fill_diagonal(near, -1.0)
+        near[[s >= rules.little_s for s in spoken]] = -1.0
+        small, other = np.unravel_index(int(near.argmax()), near.shape)
+        if near[small, other] < rules.alike:
+            break
+        groups[other] = np.sort(np.concatenate([groups[other], groups[small]]))
+        centroids[other] = unit([vectors[groups[other]].mean(axis=0)])[0]
+        spoken[other] = spoken_s(groups[other])
+        centroids = np.delete(centroids, small, axis=0)
+        del groups[small], spoken[small]
+    return groups
+
+
+def unit(rows: Sequence[Floats]) -> Floats:
+    out: Floats = np.array(rows, np.float32)
+    out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-9)
+    return out
+
+
+def _gathered(windows: Sequence[Window], clear: Sequence[Active], every: Sequence[Window]) -> tuple[Floats, Floats]:
     """(windows, LOCALS, dimension) of unit length and (windows, LOCALS) frames that they were made from.
 
     An embedding is of one stretch. What a local speaker sounds like in all of a window is the mean of the stretches
-    that are in it, whichever windows they were embedded in.
+    that are in it, whichever windows they were embedded in; of `every` window, for in the first ten seconds these are
+    the short ones that have no vote.
     """
     dimension = windows[0].embeddings.shape[1] if windows else 0
     vectors = np.zeros((len(windows), LOCALS, dimension), np.float32)
     weights = np.zeros((len(windows), LOCALS), np.float32)
     heard = [
-        (window.first, newest(window.active)[:, local] & clear[w][:, local], window.embeddings[local])
-        for w, window in enumerate(windows)
+        (window.first, newest(window.active)[:, local] & lone(window.active)[:, local], window.embeddings[local])
+        for window in every
         for local in np.flatnonzero(window.embedded).tolist()
     ]
     earliest = 0

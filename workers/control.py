@@ -102,6 +102,7 @@ class Control:
             silence_s=r.worker.silence_s(),
             owes=r.worker.owes(),
             positions=r.worker.positions(),
+            pieces=r.worker.pieces_done,
             **figures,
         )
 

@@ -6,6 +6,7 @@ own that is moved into place only when all is done, so a kill leaves nothing hal
 
 `ct2_whisper`: CTranslate2's Whisper model.bin to openai-whisper's parameters.
 `gguf_llama`: a llama.cpp file with its tokenizer to what transformers loads (`convert_gguf`).
+`marian_student`: model, shortlist and vocabulary of a small Marian model (`convert_marian`).
 `openai_whisper`: openai-whisper's own NAME.pt, read with weights_only=True: nothing of a stranger's is unpickled.
 `speakers_wheel`: the package that carries the diarizer's two networks (`convert_speakers`).
 """
@@ -22,6 +23,7 @@ from safetensors.numpy import save_file
 
 from workers.binary import BadFile, Cursor
 from workers.convert_gguf import gguf_llama
+from workers.convert_marian import marian_student
 from workers.convert_speakers import speakers_wheel
 
 Tensor = np.ndarray[Any, np.dtype[Any]]
@@ -204,6 +206,7 @@ def openai_whisper(source: Path, folder: Path) -> None:
 FORMATS = {
     "ct2_whisper": ct2_whisper,
     "gguf_llama": gguf_llama,
+    "marian_student": marian_student,
     "openai_whisper": openai_whisper,
     "speakers_wheel": speakers_wheel,
 }

@@ -11,9 +11,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from common import models
 from common.messages import SAMPLE_RATE
+from common.settings import TranscriberSettings
 from workers.captions import again
 from workers.encoder import PLACE, encode, places
+from workers.silence import KeptSilence
 from workers.text_decoder import task
 
 FRAME = PLACE // 2  # samples of one frame of the spectrogram
@@ -26,11 +29,16 @@ TOKENS_S = 10  # nobody speaks more in a second
 TOKENS_MORE = 10
 
 
+def whole(s: TranscriberSettings) -> bool:
+    """Are finals decoded in whole windows from the first? A model that nobody has measured is not cropped unasked."""
+    return s.window == "whole" or (s.window == "auto" and not models.model(s.model).cropped)
+
+
 class Encoder:
     """Whisper's encoder at a cost that falls with the length of the speech."""
 
-    def __init__(self, torch: Any, model: Any) -> None:
-        self._torch, self._model = torch, model
+    def __init__(self, torch: Any, model: Any, kept: KeptSilence | None = None) -> None:
+        self._torch, self._model, self._kept = torch, model, kept
         self._silence: Any = None  # (places, state), in RAM: what it makes of silence, found when it is first needed
 
     def __call__(self, mel: Any, frames: int) -> Any:
@@ -39,10 +47,21 @@ class Encoder:
         n = window(frames, d.n_audio_ctx)
         with self._torch.no_grad():
             if self._silence is None:
-                silence = mel.new_full((1, d.n_mels, 2 * d.n_audio_ctx), SILENT)
-                self._silence = self._model.embed_audio(silence)[0].cpu()
+                self._silence = self._made_of_silence(mel)
             heard = encode(self._torch, self._model, mel, n)[0]
             return self._torch.cat([heard, self._silence[n:].to(heard.device)])
+
+    def _made_of_silence(self, like: Any) -> Any:
+        d = self._model.dims
+        if self._kept:
+            state = self._kept.get(self._torch, like)
+            if state is not None and state.shape == (d.n_audio_ctx, d.n_audio_state):
+                return state
+        silence = like.new_full((1, d.n_mels, 2 * d.n_audio_ctx), SILENT)
+        state = self._model.embed_audio(silence)[0].cpu()
+        if self._kept:
+            self._kept.put(self._torch, like, state)
+        return state
 
 
 def window(frames: int, most: int) -> int:

@@ -13,6 +13,7 @@ import fcntl
 import gc
 import importlib
 import os
+import re
 import time
 import traceback
 from collections import deque
@@ -33,6 +34,7 @@ PIN_CHUNK = 1024 * MIB  # registered in one call; a copy must not cross the bord
 RING_BYTES = 256 * MIB  # each of the two buffers for memory that is not registered
 IN_FLIGHT = 2  # copies under way at once: the link stays full, and a reload can still turn back
 CRUMBS = 64 * MIB  # less than this left after an offload is library caches: told, not fatal
+NO_ROOM = re.compile("out of memory|ALLOC_FAILED|DEVICE_ALLOCATION_FAILED|(CUBLAS|CUDNN)_STATUS_NOT_INITIALIZED")
 _cuda: Any = torch.cuda  # the parts of it that have no types
 CONTEXT_BYTES = 450 * MIB  # what a context is taken for where the driver does not tell
 
@@ -58,17 +60,17 @@ class CudaDevice:
         self._total = about.total_memory
         self.name = f"{about.name} (cuda:{index})"
         self.note = ""
+        self._stream = _cuda.Stream(self.torch_device)
+        self._events: deque[torch.cuda.Event] = deque()
+        self._pins = _Pins(run)
+        self._pinned: list[tuple[int, int]] = []  # [start, end) of registered host memory, by address
+        self._ring: list[tuple[torch.Tensor, torch.cuda.Event | None]] = []
         self.limit(0)
         self._let_go()
         nvml = _Nvml(str(getattr(about, "uuid", "")))
         self.driver = nvml.driver
         own = nvml.used_by_me()
         self.residue_bytes = CONTEXT_BYTES if own is None else max(0, own - self.held_bytes)
-        self._stream = _cuda.Stream(self.torch_device)
-        self._events: deque[torch.cuda.Event] = deque()
-        self._pins = _Pins(run)
-        self._pinned: list[tuple[int, int]] = []  # [start, end) of registered host memory, by address
-        self._ring: list[tuple[torch.Tensor, torch.cuda.Event | None]] = []
         torch.cuda.reset_peak_memory_stats(self.torch_device)
 
     @property
@@ -85,9 +87,12 @@ class CudaDevice:
     def allocate(self, nbytes: int, block: torch.Tensor | None = None) -> torch.Tensor:
         with _translated(), torch.inference_mode(False):
             if block is None:
-                return torch.empty(nbytes, dtype=torch.uint8, device=self.torch_device)
-            block.untyped_storage().resize_(nbytes)  # as FSDP does it: views stay what they are
-            return block
+                block = torch.empty(nbytes, dtype=torch.uint8, device=self.torch_device)
+            else:
+                block.untyped_storage().resize_(nbytes)  # as FSDP does it: views stay what they are
+        # A step may have had this memory, or torch may fill it: copies begin when the current stream is done with it.
+        self._stream.wait_stream(torch.cuda.current_stream(self.torch_device))
+        return block
 
     def release(self, block: torch.Tensor) -> None:
         block.untyped_storage().resize_(0)
@@ -199,13 +204,21 @@ class CudaDevice:
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     """Every way in which CUDA says that there is no room, as OutOfMemory. The frames of the failed step are emptied:
-    their tensors would keep the memory that is about to be given back."""
+    their tensors would keep the memory that is about to be given back.
+
+    A library that finds no memory for its handle says NOT_INITIALIZED. It says the same where a kernel has broken the
+    context, which is a crash: waiting for the device then fails too, with the true reason. And where it does not fit
+    the driver, or is not whole: that is taken for a lack of memory. It is wrong, but nothing is lost by it: no audio is
+    given up as poison, the worker tries ever more rarely, complains, and its log has the library's words.
+    """
     trouble = ""
     try:
         yield
     except RuntimeError as e:
-        if not (isinstance(e, torch.OutOfMemoryError) or "out of memory" in str(e) or "ALLOC_FAILED" in str(e)):
+        if not (isinstance(e, torch.OutOfMemoryError) or NO_ROOM.search(str(e))):
             raise
+        if "NOT_INITIALIZED" in str(e):
+            torch.cuda.synchronize()
         trouble = str(e).partition("\n")[0]
         traceback.clear_frames(e.__traceback__)
     if trouble:

@@ -23,6 +23,7 @@ from workers.captions import echoes, looping, packed
 from workers.encoder import PLACE
 from workers.language import BETTER, Belief
 from workers.prompts import MARKS, MOST, PROMPT_TOKENS, WHOLE, Prompts, Told, Try
+from workers.silence import KeptSilence
 from workers.text_decoder import logits, states, task
 from workers.vad import Floats
 from workers.word_times import placed, shares, timed
@@ -74,10 +75,19 @@ class Spectrum(NamedTuple):
 class Decoder:
     """One model; `half`: in float16, on a card."""
 
-    def __init__(self, settings: TranscriberSettings, torch: Any, whisper: Any, model: Any, half: bool) -> None:
+    def __init__(
+        self,
+        settings: TranscriberSettings,
+        torch: Any,
+        whisper: Any,
+        model: Any,
+        half: bool,
+        silence: KeptSilence | None = None,
+    ) -> None:
         self.s, self.torch, self.whisper, self.model, self.half = settings, torch, whisper, model, half
         self.prompts = Prompts(settings, whisper, model)
-        self.encoder = cropped.Encoder(torch, model)
+        self.encoder = cropped.Encoder(torch, model, silence)
+        self.whole = cropped.whole(settings)
 
     # Memory
 
@@ -122,7 +132,7 @@ class Decoder:
         if self._too_quiet(audio):
             return Decoded(reason="too quiet")
         spectrum = self._spectrum(audio)
-        found = None if self.s.whole_window else (yield from self._quick(spectrum, sound, told))
+        found = None if self.whole else (yield from self._quick(spectrum, sound, told))
         if found is None:
             features = self.model.embed_audio(self.moved(spectrum.mel)[None])[0]
             yield
@@ -286,7 +296,7 @@ class Decoder:
 
     def _doubtful(self, result: Any, told: Told) -> bool:
         silent, unsure = self.s.no_speech_threshold, self.s.logprob_threshold
-        if not self.s.whole_window:
+        if not self.whole:
             silent, unsure = silent * cropped.SILENT_AT, unsure * cropped.UNSURE_AT
         quiet = result.no_speech_prob > silent or result.avg_logprob < unsure
         echo = echoes(result.text, self.s.first_prompt) or self.prompts.repeats(result.text, told)
@@ -310,7 +320,7 @@ class Decoder:
     def _encoded(self, spectrum: Spectrum) -> Any:
         """(places, state)"""
         mel = self.moved(spectrum.mel)
-        return self.model.embed_audio(mel[None])[0] if self.s.whole_window else self.encoder(mel, spectrum.frames)
+        return self.model.embed_audio(mel[None])[0] if self.whole else self.encoder(mel, spectrum.frames)
 
     def _greedy(self, features: Any, frames: int, language: str, told: Told) -> Sequence[Any | None]:
         """features (windows, places, state), so many frames of speech in the longest."""

@@ -63,6 +63,7 @@ class Diarizer(Hearing[Hops, Hop]):
         super().__init__(process)
         self.s: SpeakerSettings = process.settings.speakers
         self.hearer: Hearer
+        self._windows: dict[str, KeptWindows] = {}
         self._delays = Delays(self.settings.viewer.delays_over_s, interim=False)
         self._beats = wire.subscriber([wire.ipc(self.settings, "pub")], ["beat"], hwm=10)
         self._captions_late_s, self._captions_heard_s = 0.0, 0.0
@@ -70,9 +71,6 @@ class Diarizer(Hearing[Hops, Hop]):
         self._prints_ns = 0
 
     def load(self, process: Process) -> Sequence[Any]:
-        for left in self.settings.windows("").glob("*"):  # by a kill in the middle of a purge
-            if not (self.settings.streams / left.name).exists():
-                self._kept(left.name).remove()
         folder = models.available(process.settings, self.s.model, check=True)
         vad_folder = models.available(process.settings, "silero_vad", check=True)
         torch = set_up(self.s.threads, process.settings.cache)
@@ -110,7 +108,7 @@ class Diarizer(Hearing[Hops, Hop]):
         return Hops(folder, meta, at, self.hearer, self._stride, self._settling)
 
     def _kept(self, stream: str) -> KeptWindows:
-        return KeptWindows(self.settings.windows(stream))
+        return self._windows.setdefault(stream, KeptWindows(self.settings.windows(stream)))
 
     def _settling(self, session: Hops) -> Settling:
         stream = session.meta.stream
@@ -119,6 +117,7 @@ class Diarizer(Hearing[Hops, Hop]):
 
     def ended(self, stream: str) -> None:
         self._kept(stream).remove()
+        del self._windows[stream]
 
     def urgent(self, session: Hops) -> bool:
         """Who came late to a stream that is over (it was off, say) has time for that."""

@@ -12,7 +12,6 @@ import os
 import shutil
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,9 +19,11 @@ import msgspec
 from common import backlog, coverage, wire
 from common import messages as m
 from common.process import Log, Process, arguments, main
-from common.settings import UserError
-from common.topology import COVERAGE_PRODUCER, doorbell
+from common.settings import UserError, full_path
+from common.topology import COVERAGE_PRODUCER
+from workers.doorbells import Doorbells
 from workers.journal import DiskFull, Journal, Reader
+from workers.retention import Retention, forget_voices
 
 BEAT_S = 1.0
 GROUP = 256  # appends per transaction at most
@@ -47,6 +48,10 @@ def refusal(payload: bytes, error: Exception) -> m.Refused:
     if protocol != m.PROTOCOL:
         return m.Refused(reason=f"wrong protocol {protocol!r}, this feed speaks {m.PROTOCOL}")
     return m.Refused(reason=f"malformed message: {error}")
+
+
+def _since_boot_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class BadMessages:
@@ -106,23 +111,24 @@ class Feed:
         replays = [wire.router(wire.ipc(settings, "replay"), hwm=wire.PAGES_UNREAD)]
         self._auth = None
         if settings.feed.pub_tcp or settings.feed.replay_tcp:
-            curve = wire.Curve(Path(settings.feed.curve_dir) if settings.feed.curve_dir else settings.data / "curve")
+            keys = settings.feed.curve_dir
+            curve = wire.Curve(full_path(keys) if keys else settings.data / "curve")
             self._auth, pubs, more = curve.serve(settings.feed.pub_tcp, settings.feed.replay_tcp)
             self.pubs += pubs
             replays += more
-        self._doorbells = wire.subscriber([], [""])
-        self._rung: set[str] = set()
+        self._doorbells = Doorbells(settings)
         self._unreadable: set[str] = set()
-        for source in settings.source:
-            self._listen(source.name)
+        limit_s = settings.retention.events_d * 86_400
+        self.retention = Retention(journal, limit_s, process.log, _since_boot_s())
         self.replay = ReplayThread(replays, self.journal.path, self.journal.id, process.log)
-        self.poller = wire.poller(self.append, self._doorbells)
+        self.poller = wire.poller(self.append, self._doorbells.socket)
         self._bad = BadMessages(process.log, "append")
-        # What the feed before us committed in its last minute it may not have published: our beats must name it, or a
-        # subscriber to one kind would take a beat that leaves it out for "nothing new".
-        newest_ns = max(map(self._newest_ns, self.journal.heads), default=0) - CHANGED_WITHIN_S * 1e9
-        now = time.monotonic()
-        self._changed = {s: now for s in self.journal.heads if self._newest_ns(s) > newest_ns}
+        self._run, self._began = os.urandom(8).hex(), time.monotonic()
+        # What the feed before us committed last it may not have published. A subscriber that leaves the beat's `feed`
+        # out would take a beat without it for "nothing new". By seq: no clock tells what was last. One group is of as
+        # many streams at most.
+        by_seq = sorted(self.journal.heads, key=lambda s: max(self.journal.heads[s].values(), default=0))
+        self._changed = dict.fromkeys(by_seq[-GROUP:], self._began)
         self._workers: dict[str, tuple[float, m.WorkerStatus]] = {}
         self._captures: dict[str, tuple[float, m.Doorbell]] = {}
         self._metas: dict[str, backlog.Meta] = {}
@@ -130,9 +136,6 @@ class Feed:
         self._trouble = ""
         self._next_beat = self._next_retention = 0.0
         self._turn_of_others = 0
-
-    def _newest_ns(self, stream: str) -> int:
-        return self.journal.at_ns(max(self.journal.heads[stream].values()))
 
     def run(self, process: Process) -> None:
         self.replay.start()
@@ -149,7 +152,7 @@ class Feed:
         self.poller.poll(max(0, min(250, int((self._next_beat - now) * 1000))))  # a signal is seen within 250 ms
         self._take_requests()
         for _ in range(100):
-            frames = wire.receive(self._doorbells)
+            frames = wire.receive(self._doorbells.socket)
             if frames is None:
                 break
             try:
@@ -197,10 +200,13 @@ class Feed:
 
     def _commit(self, group: list[tuple[wire.Frames, m.Append]]) -> None:
         answers, events = self.journal.append([a for _, a in group])
+        self._check_journal()  # before anybody takes it for kept
         now = time.monotonic()
         for e in events:
             self._publish(f"event.{e.kind}", m.encode(e))
             self._changed[e.stream] = now
+            if e.kind == "stream_ended":
+                self.retention.ended(e.stream, _since_boot_s())
         for (envelope, _), answer in zip(group, answers, strict=True):
             self._answer(envelope, answer)
         refused = next((a for a in answers if isinstance(a, m.Refused)), None)
@@ -244,30 +250,14 @@ class Feed:
         return m.Done(detail=f"{count} events purged")
 
     def _retention(self) -> None:
-        """Purge streams that ended longer ago than the user wants to keep them."""
-        if not self.settings.speakers.enabled:
-            self._forget_voices()
-        limit_s = self.settings.retention.events_d * 86_400
-        if limit_s <= 0:
-            return
-        for stream, heads in list(self.journal.heads.items()):
-            if "stream_ended" in heads and heads.get("purged", 0) < heads["stream_ended"]:
-                ended_ns = self.journal.at_ns(heads["stream_ended"])
-                if time.time_ns() - ended_ns > limit_s * 1e9:
-                    self._purge(stream)
-
-    def _forget_voices(self) -> None:
-        """What a diarizer that was turned off since has left of streams that are over: it would stay for ever."""
-        for kept in self.settings.windows("").glob("*"):
-            meta = backlog.read_meta(self.settings.streams / kept.name)
-            if meta is None or meta.ended:
-                with contextlib.suppress(OSError):
-                    shutil.rmtree(kept)
-                    self.log.info("voices removed, speakers.enabled is false", stream=kept.name)
+        forget_voices(self.settings, self.journal, self.log)
+        for stream in self.retention.round(_since_boot_s(), time.time_ns()):
+            self._purge(stream)
 
     # -- the beat ---------------------------------------------------------------------------------------------------
 
     def beat(self, now: float) -> m.Beat:
+        self._check_journal()
         self._look_at_streams()
         self._workers = {k: v for k, v in self._workers.items() if now - v[0] < HEARD_WITHIN_S}
         self._captures = {k: v for k, v in self._captures.items() if now - v[0] < HEARD_WITHIN_S}
@@ -291,6 +281,8 @@ class Feed:
             workers={k: v for k, (_, v) in self._workers.items()},
             captures={k: v for k, (_, v) in self._captures.items()},
             trouble=self._trouble or self._low_disk(),
+            feed=self._run,
+            up_s=round(now - self._began, 3),
         )
 
     def _is_recent(self, stream: str, now: float) -> bool:
@@ -329,22 +321,22 @@ class Feed:
                 meta = backlog.read_meta(folder)
                 if meta:
                     self._metas[stream] = meta
-                    self._listen(meta.source)
                 elif stream not in self._unreadable:  # damaged, or somebody else's: nobody will caption it
                     self._unreadable.add(stream)
                     self.log.warning("stream left out: its meta.json cannot be read", folder=str(folder))
+        configured = {source.name for source in self.settings.source}  # also before a stream: its disk may be full
+        open_ones = {meta.source for meta in self._metas.values() if not meta.ended}
+        self._doorbells.listen(configured | open_ones | set(self._captures))
 
-    def _listen(self, source: str) -> None:
-        """To the doorbell of a capture; of a configured one also before it has a stream: its disk may be full."""
-        if source not in self._rung:
-            self._rung.add(source)
-            self._doorbells.connect(wire.ipc(self.settings, doorbell(source)))
+    def _check_journal(self) -> None:
+        if self.journal.in_place:
+            return
+        if not self.settings.data.exists():
+            raise UserError(f"{self.settings.data} is gone: put it back, or start with another data_dir")
+        raise UserError(f"{self.journal.path} was removed or replaced: put it back; without it a new journal begins")
 
     def _low_disk(self) -> str:
-        try:
-            info = os.statvfs(self.settings.data)
-        except FileNotFoundError:
-            raise UserError(f"{self.settings.data} is gone: put it back, or start with another data_dir") from None
+        info = os.statvfs(self.settings.data)
         free = info.f_bavail * info.f_frsize
         return f"disk nearly full: {free >> 20} MiB free" if free < LOW_DISK_BYTES else ""
 

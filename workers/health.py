@@ -33,6 +33,7 @@ class Health:
         self.streams: dict[str, m.StreamBeat] = {}  # of the last beat, and what is unfinished: not all there ever were
         self.moved: dict[str, tuple[int, float]] = {}  # audio head of each stream, and since when it stands there
         self.begun: set[str] = set()  # live sources that have had a stream
+        self.ended: set[str] = set()  # sources all of whose streams that we know of have ended
 
     def take(self, beat: m.Beat, now: float) -> None:
         same = self.beat is None or self.beat.journal == beat.journal
@@ -42,6 +43,9 @@ class Health:
         self.moved = {n: old if old[0] == head else (head, now) for n, (head, old) in stood.items()}
         self.streams = streams
         self.begun = (self.begun if same else set()) | self.live_sources & {s.source for s in beat.streams.values()}
+        named = {s.source for s in beat.streams.values()}
+        still_open = {s.source for s in streams.values() if not s.ended}
+        self.ended = ((self.ended if same else set()) | named) - still_open
         self.beat, self.heard_s = beat, now
 
     def take_gpu(self, state: m.GpuState, now: float) -> None:
@@ -54,10 +58,11 @@ class Health:
         return {n: s for n, s in self.streams.items() if not s.ended or s.coverage.pending}
 
     def processes(self, alive: Mapping[str, bool]) -> dict[str, str]:
-        """Each process: `down`, `up`, or what it says of itself."""
+        """Each process: `down`, `up`, `ended` (a capture whose source came to its end), or what it says of itself."""
         said = {w.worker: f"{w.phase}; {w.note}" if w.note else w.phase for w in self._workers()}
         said |= {f"capture@{b.source}": b.state for b in self.beat.captures.values()} if self.beat else {}
-        return {n: said.get(n, "up") if up else "down" for n, up in alive.items()}
+        over = {f"capture@{source}": "ended" for source in self.ended}
+        return {n: said.get(n, "up") if up else over.get(n, "down") for n, up in alive.items()}
 
     def reasons(self, alive: Mapping[str, bool], now: float) -> Iterator[str]:
         """Why captions are not flowing; nothing when they are, or when there is nothing to caption."""

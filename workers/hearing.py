@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from common import backlog, wire
 from common import messages as m
 from common.process import Process
-from common.topology import doorbell
 from workers.delays import Timed
+from workers.doorbells import Doorbells
 from workers.session import Session, W, Work
 from workers.steps import Step, Worker
 from workers.tenancy import NotCarriedOut
@@ -49,8 +49,7 @@ class Hearing(Worker, Generic[S, W]):
         self.sessions: dict[str, S] = {}
         self._finished: dict[str, tuple[int, int]] = {}  # and which life of the folder was
         self._unreadable: dict[str, tuple[float, str]] = {}  # stream -> when it is tried again, what is wrong
-        self._bells = wire.subscriber([], ["doorbell"])
-        self._connected: set[str] = set()
+        self._bells = Doorbells(self.settings)
         self._batch_at = 0.0
         self._held_up = False  # a piece of work waits for the model
 
@@ -125,7 +124,7 @@ class Hearing(Worker, Generic[S, W]):
         return self._held_up
 
     def sockets(self) -> Sequence[Any]:
-        return (self._bells,)
+        return (self._bells.socket,)
 
     def lags(self) -> dict[str, float]:
         lags = {}
@@ -152,7 +151,7 @@ class Hearing(Worker, Generic[S, W]):
     # Streams
 
     def look(self, runner: Runner, now: float) -> None:
-        while wire.receive(self._bells):
+        while wire.receive(self._bells.socket):
             pass
         folders = backlog.streams(self.settings.streams)
         for folder in folders:
@@ -168,17 +167,22 @@ class Hearing(Worker, Generic[S, W]):
         self._finished = {n: v for n, v in self._finished.items() if (self.settings.streams / n).exists()}
         for name, session in list(self.sessions.items()):
             meta = backlog.read_meta(session.folder) or session.meta
-            purged = not session.folder.exists() or meta.started_ns != session.meta.started_ns
-            if purged or self.outdated(session, meta):
+            away, another = not session.folder.exists(), meta.started_ns != session.meta.started_ns
+            if away or another or self.outdated(session, meta):
                 del self.sessions[name]
-            if purged:
+            if another or (away and self._purged(runner, name)):
                 self.ended(name)
             session.meta = meta
+        self._bells.listen({s.meta.source for s in self.sessions.values()})
+
+    @staticmethod
+    def _purged(runner: Runner, stream: str) -> bool:
+        """For the journal to say: a folder may only be out of sight, with the disk that it is on. A purge empties the
+        state of every place, and who has none has nothing to lose."""
+        at = runner.commit(stream, -1, None)
+        return at is not None and not at.state
 
     def _open(self, runner: Runner, folder: Path, meta: backlog.Meta) -> None:
-        if meta.source not in self._connected:
-            self._connected.add(meta.source)
-            self._bells.connect(wire.ipc(self.settings, doorbell(meta.source)))
         which = life(folder)  # before the question: the answer is about this one
         at = runner.commit(folder.name, -1, None)
         if at and at.positions.get("meta", 0) == 0:

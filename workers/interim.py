@@ -62,6 +62,8 @@ class Interim:
         self.start = start
         self.stable: tuple[Piece, ...] = ()
         self.language = ""  # once it is heard
+        self.looks = 0
+        self.away = False  # the GPU was, while this was spoken
         self.shown = Shown("", "")
         self._before: tuple[Piece, ...] = ()
         self._looked = onset
@@ -73,7 +75,7 @@ class Interim:
         return now.heard if now.heard - self._looked >= every else 0
 
     def looked(self, upto: int) -> None:
-        self._looked = max(self._looked, upto)
+        self._looked, self.looks = max(self._looked, upto), self.looks + 1
 
     def take(self, pieces: Sequence[Piece], end: int | None) -> Shown:
         """The newest decoding behind the stable words. `end`: place where the audio stops while speech goes on."""
@@ -109,3 +111,31 @@ def showable(pieces: Sequence[Piece], end: int | None) -> int:
 
 def text(pieces: Sequence[Piece]) -> str:
     return "".join(p.text for p in pieces)
+
+
+class LeftOut:
+    """How much interim text of live streams is left out for finals: what suffers first is said."""
+
+    OVER_S = 60.0
+    FEW = 2  # one may be chance
+    SELDOM = 3  # times as far apart as it should be
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._finals: tuple[tuple[float, int, float], ...] = ()  # replaced whole: another thread reads it
+
+    def final(self, now: float, looks: int, spoken_s: float) -> None:
+        """An utterance that was long enough is final at `now` (monotonic); it had so many looks."""
+        self._finals = (*(f for f in self._finals if f[0] > now - self.OVER_S), (now, looks, spoken_s))
+
+    def note(self, now: float) -> str:
+        """For people; empty where nothing is left out."""
+        finals = [(looks, spoken_s) for at, looks, spoken_s in self._finals if at > now - self.OVER_S]
+        without = sum(not looks for looks, _ in finals)
+        if without >= self.FEW:
+            return f"no interim text for {without} of the last {len(finals)} captions: finals first"
+        looked = [f for f in finals if f[0]]
+        apart_s = sum(spoken_s for _, spoken_s in looked) / max(1, sum(looks for looks, _ in looked))
+        if len(looked) >= self.FEW and apart_s > self.SELDOM * self._every_s:
+            return f"interim text each {apart_s:.1f} s instead of {self._every_s:g}: finals first"
+        return ""

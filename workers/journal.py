@@ -7,6 +7,7 @@ asks again (compare-and-set on its append count n) never doubles anything.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -22,6 +23,7 @@ from common import coverage
 from common.messages import (
     APPEND_BYTES,
     BODIES,
+    EVENT_BYTES,
     PAGE_BYTES,
     UNDECODABLE,
     Append,
@@ -104,6 +106,20 @@ class Journal:
             raise DiskFull(f"{self.path}: {FULL}") from e
         self.id: str = self._db.execute("SELECT value FROM meta WHERE key = 'journal'").fetchone()[0]
         self._load()
+        self._files = self._on_disk()
+
+    def _on_disk(self) -> list[tuple[int, int]]:
+        """Which files our names stand for."""
+        found = (os.stat(f"{self.path}{end}") for end in ("", "-wal"))
+        return [(info.st_dev, info.st_ino) for info in found]
+
+    @property
+    def in_place(self) -> bool:
+        """False: what was opened is not what another would open; SQLite goes on writing to it all the same."""
+        try:
+            return self._on_disk() == self._files
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def _cut_wal(self) -> None:
         """Old copies of pages go; on a full disk with the first append that finds room. A reader may delay it too."""
@@ -133,10 +149,16 @@ class Journal:
         n, positions, state = self.places.get((producer, stream), (0, {}, b""))
         return At(n=n, positions=positions, state=state, head=self.head)
 
-    def at_ns(self, seq: int) -> int:
-        """Wall clock (ns) at which event `seq` was committed."""
-        row = self._db.execute("SELECT at_ns FROM events WHERE seq = ?", (seq,)).fetchone()
+    def ended_ns(self, seq: int) -> int:
+        """Wall clock (ns) at which the stream ended whose StreamEnded is event `seq`, as far as is known by now."""
+        dated = self._db.execute("SELECT value FROM meta WHERE key = ?", (f"ended {seq}",)).fetchone()
+        row = dated or self._db.execute("SELECT at_ns FROM events WHERE seq = ?", (seq,)).fetchone()
         return int(row[0]) if row else 0
+
+    def date_end(self, seq: int, at_ns: int) -> None:
+        """The clock was wrong when it ended. Without room on the disk nothing changes."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"ended {seq}", str(at_ns)))
 
     def append(self, group: list[Append]) -> tuple[list[At | Refused], list[Event]]:
         """Commit a group in one transaction; answers in order, and the new events to publish.
@@ -164,8 +186,9 @@ class Journal:
         n, positions, state = self.places.get((a.producer, a.stream), (0, {}, b""))
         if a.expect_n != n:
             return None
-        if sum(len(memoryview(e)) for e in a.events) + len(a.state or b"") > APPEND_BYTES:
-            return Refused(reason=f"too large: an append holds at most {APPEND_BYTES} bytes")
+        sizes = [len(a.state or b""), *(len(memoryview(e)) for e in a.events)]
+        if sum(sizes) > APPEND_BYTES or max(sizes) > EVENT_BYTES:
+            return Refused(reason=f"too large: {EVENT_BYTES >> 20} MiB an event, {APPEND_BYTES >> 20} MiB an append")
         if not STREAM_NAME.fullmatch(a.stream):
             return Refused(
                 reason="malformed stream name: 1 to 200 of A-Z a-z 0-9 _ . @ + - that begin with none of .@+-"

@@ -44,7 +44,7 @@ class Holder:
     want: Want = NOTHING
     ooms: int = 0  # in a row
     _again_at: float = 0.0
-    _taken_at: float = 0.0
+    _resident_at: float = 0.0
 
     # Control thread
 
@@ -92,17 +92,18 @@ class Holder:
         pending = self.pending
         return pending if pending and pending.epoch > self.place.acted else None
 
-    def loading(self, lease: Lease, held_bytes: int, now: float) -> None:
+    def loading(self, lease: Lease, held_bytes: int) -> None:
         """Bytes are moving in under `lease`. It is carried out when they are there: `acted` stays where it is."""
-        self._taken_at = now
         self.place = Place(acted=self.place.acted, residency="loading", held_bytes=held_bytes, lease=lease)
 
     def holds(self, held_bytes: int) -> None:
         """The working memory of a step came or went."""
         self.place = msgspec.structs.replace(self.place, held_bytes=held_bytes)
 
-    def loaded(self, lease: Lease, held_bytes: int) -> None:
+    def loaded(self, lease: Lease, held_bytes: int, now: float) -> None:
         """`lease` is carried out: resident. Also for one that confirms what is there already."""
+        if self.place.residency != "resident":
+            self._resident_at = now
         self.place = Place(acted=lease.epoch, residency="resident", held_bytes=held_bytes, lease=lease)
 
     def offloaded(self, lease: Lease) -> None:
@@ -116,8 +117,11 @@ class Holder:
             self.place = Place(acted=lease.epoch, residency="offloaded", lease=lease)
 
     def held_long_enough(self, now: float) -> bool:
-        lease = self.place.lease
-        return lease is not None and 0 < lease.max_hold_s <= now - self._taken_at
+        """Its time is for work: it does not run while it loads, or a long load would leave none, each time anew."""
+        place = self.place
+        if place.lease is None or place.residency != "resident":
+            return False
+        return 0 < place.lease.max_hold_s <= now - self._resident_at
 
     def out_of_memory(self, peak_bytes: int, now: float) -> None:
         """A load or a step did not fit: everything is offloaded. Want more, a little later.
@@ -128,7 +132,7 @@ class Holder:
         self.gave_up()
         was = self.want
         least = was.least_bytes or was.bytes
-        self._again_at = now + min(2.0**self.ooms, PAUSE_MOST_S)
+        self._again_at = now + min(2.0 ** min(self.ooms, 10), PAUSE_MOST_S)
         self.ooms += 1
         too_small = self.place.lease_bytes if self.complains else 0
         size = max(peak_bytes * 5 // 4, too_small * 5 // 4, was.bytes)

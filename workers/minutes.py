@@ -4,9 +4,10 @@ Text is cut into minutes by what stands in the journal alone: after each `interv
 asked, and at the end of the stream. So it does not matter when the GPU is there to write them, nor how often the
 summarizer was killed. A cut is due until the summary that carries out its positions is journaled.
 
-Positions: `transcript`, the seq of the last transcript event that some minutes are about, and `wanted`, that of the
-last SummaryWanted carried out. The state is the sample at which the interval under way began, and what a burst that
-was cut short has written of the oldest minutes.
+Positions: `transcript`, the seq of the last transcript event that some minutes are about; `wanted`, that of the last
+SummaryWanted carried out; `over`, that of the last event of a stream that had ended, when nothing of it was owed. The
+state is the sample at which the interval under way began, and what a burst that was cut short has written of the oldest
+minutes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgspec
 from common import messages as m
 from common.join import WHO_KINDS, Join
 from common.settings import SummarySettings
+from common.spans import Seqs
 from common.topology import COVERAGE_PRODUCER
 from workers.steps import Step
 
@@ -83,6 +85,7 @@ class Book:
         self.since = at.head  # events up to this may be missing here, and a purge among them
         self.stale = False  # what is here may differ from the journal: make a new Book
         self.seen = 0
+        self.ended = False
         self.head = 0
         self.begin = state_of(at).begin
         self.cuts: list[Cut] = []
@@ -109,6 +112,8 @@ class Book:
         if e.seq <= self.seen:
             return
         self.seen = e.seq
+        if e.kind in ("stream_started", "stream_ended"):  # a purge leaves the kind
+            self.ended = e.kind == "stream_ended"
         self._join.take(e)
         self._taken += 1
         if self._taken % FORGET_EVERY == 0:
@@ -172,8 +177,8 @@ class Book:
         )
 
     def _forget(self, seqs: Iterable[m.Span]) -> None:
-        gone = [n for n, line in self._lines.items() if any(a <= line.seq <= b for a, b in seqs)]
-        for name in gone:
+        gone = Seqs(seqs)
+        for name in [n for n, line in self._lines.items() if line.seq in gone]:
             del self._lines[name]
         self.stale = True  # a purge moves our place too
 
@@ -202,16 +207,22 @@ class Book:
         return Step(positions=positions, events=events, state=m.encode(State(begin=cut.begin)))
 
     def moved(self, at: m.At, step: Step) -> bool:
-        """The feed's answer to `step`. False: somebody else of our name wrote, or a purge came between."""
-        if at.n != self.at.n + 1 or any(at.positions.get(k, 0) != v for k, v in step.positions.items()):
-            self.stale = True
+        """As `carried_out`, of what carries out the oldest cut."""
+        if not self.carried_out(at, step):
             return False
-        self.at = at
         cut = self.cuts.pop(0)
         done = [n for n, line in self._lines.items() if line.seq <= cut.upto]
         for name in done:
             del self._lines[name]
         self._covered.update(done)
+        return True
+
+    def carried_out(self, at: m.At, step: Step) -> bool:
+        """The feed's answer to a step. False: somebody else of our name wrote, or a purge came between."""
+        if at.n != self.at.n + 1 or any(at.positions.get(k, 0) != v for k, v in step.positions.items()):
+            self.stale = True
+            return False
+        self.at = at
         return True
 
     def noting(self, draft: Draft | None) -> Step:
@@ -235,3 +246,19 @@ class Book:
     def skipped(self, cut: Cut) -> Step:
         """In place of minutes that failed too often: says so, and goes on."""
         return self.step(cut, m.Gap(span=cut.span, reason="failed", retryable=False))
+
+    # When it is over
+
+    @property
+    def over(self) -> bool:
+        """The stream has ended, and nothing is due."""
+        return self.ended and not self.cuts and not self.stale
+
+    @property
+    def complete(self) -> bool:
+        """There are minutes of all its text: nothing would be due under other rules, either."""
+        return not self._lines
+
+    def closing(self) -> Step:
+        """Says so in the journal."""
+        return Step(positions={"over": self.seen}, events=(), state=m.encode(State(begin=state_of(self.at).begin)))

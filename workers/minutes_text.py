@@ -72,15 +72,6 @@ def defused(text: str, controls: Iterable[str]) -> str:
     return text
 
 
-def newest(counts: Sequence[int], budget: int) -> int:
-    """Index of the first of the newest items that fit into `budget` together; at least the last one is taken."""
-    first, total = len(counts), 0
-    while first > 0 and total + counts[first - 1] <= budget:
-        first -= 1
-        total += counts[first]
-    return min(first, max(0, len(counts) - 1))
-
-
 def coverage(lines: Sequence[Line], first: int) -> float:
     """Share of the words of `lines` that stand in `lines[first:]`."""
     words = [len(line.text.split()) for line in lines]

@@ -6,8 +6,8 @@ the seconds until the next burst has got on; for people, how far the minutes are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from workers.base import Runner
 
 Prompt = tuple[list[int], int]  # tokens, index of the first line in it
+T = TypeVar("T")
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +49,7 @@ class Planner:
 
     def __init__(
         self,
-        prompt: Callable[[Sequence[Line], int], Prompt],
+        prompt: Callable[[Sequence[Line], int], Generator[None, None, Prompt]],
         sign: Callable[[Sequence[int]], bytes],
         summary: SummarySettings,
         gpu: GpuSettings,
@@ -64,24 +65,24 @@ class Planner:
         """Of the model: tokens for the transcript, for everything, and that there are."""
         self._room, self._beside, self._vocabulary = room, context - room, vocabulary
 
-    def plan(self, book: Book, lines: Sequence[Line], hold_s: float) -> Plan:
-        """What can be read in `hold_s` at the pace so far; the draft is used if it answers exactly this."""
+    def plan(self, book: Book, lines: Sequence[Line], hold_s: float) -> Generator[None, None, Plan]:
+        """In pieces: what can be read in `hold_s` at the pace so far; the draft is used if it answers exactly this."""
         if draft := book.draft:
-            prompt, first = self._prompt(lines, draft.room)
+            prompt, first = yield from self._prompt(lines, draft.room)
             fits = self.pace.fits(len(prompt) + len(draft.tokens), hold_s)
             known = all(0 <= t < self._vocabulary for t in draft.tokens)
             if fits and known and self._sign(prompt) == draft.asked:
                 return Plan(prompt=prompt, first=first, room=draft.room, asked=draft.asked, draft=draft)
         room = self._room
-        prompt, first = self._prompt(lines, room)
+        prompt, first = yield from self._prompt(lines, room)
         if not self.pace.fits(len(prompt), hold_s):
             room = max(1, int(min(room, self.pace.most_tokens(hold_s) - self._beside)))
-            prompt, first = self._prompt(lines, room)
+            prompt, first = yield from self._prompt(lines, room)
         return Plan(prompt=prompt, first=first, room=room, asked=self._sign(prompt))
 
     def begin(self, runner: Runner, book: Book, lines: Sequence[Line], log: Log) -> Plan:
         """The plan of a burst that begins now."""
-        plan = self.plan(book, lines, runner.hold_s)
+        plan = self._made(runner, book, self.plan(book, lines, runner.hold_s))
         if plan.room < self._room:
             log.warning(
                 "the transcript takes longer to read than a burst may last: its end is read; raise gpu.max_hold_s",
@@ -99,10 +100,25 @@ class Planner:
         """These minutes are next: say what they need, and how far they are."""
         seen = (book.stream, book.at.n, runner.piece_s, [(line.segment, line.revision) for line in lines])
         if seen != self._seen:
+            plan = self._made(runner, book, self.plan(book, lines, self._gpu.max_hold_s))
             self._seen = seen
-            plan = self.plan(book, lines, self._gpu.max_hold_s - runner.reload_s)
             self._foresee(plan, runner)
             self.note = put_off(len(plan.tokens)) if plan.tokens else ""
+
+    def _made(self, runner: Runner, book: Book, work: Generator[None, None, T]) -> T:
+        """Its text may crash us here, too. Leases are obeyed between two pieces: no step is under way."""
+        cut = book.due()
+        runner.poison.begin(book.stream, cut.upto if cut else book.position)
+        while True:
+            try:
+                next(work)
+            except StopIteration as e:
+                runner.poison.rest()
+                return e.value  # type: ignore[no-any-return]
+            except Exception:
+                runner.poison.failed()
+                raise
+            runner.edge()
 
     def _foresee(self, plan: Plan, runner: Runner) -> None:
         to_read = len(plan.prompt) + len(plan.tokens)

@@ -67,15 +67,23 @@ class Poison:
         elif last.get("cause") == "signal 9":
             attempt.kills += 1
 
+    def allows(self, what: str, position: int, waits: bool = False) -> bool:
+        """What `begin` would say: for a step that cannot begin yet."""
+        attempt = self._attempt(what, position)
+        return attempt.failures < MAX_FAILURES and (attempt.kills < MAX_KILLS or waits)
+
+    def _attempt(self, what: str, position: int) -> Attempt:
+        before = self._all.tries.get(what)
+        return before if before and before.position == position else Attempt(position=position)
+
     def begin(self, what: str, position: int, waits: bool = False) -> bool:
         """Note that a step begins; False when it has failed too often to be tried again.
 
         `waits`: it also waits for its input. A SIGKILL then finds it under way whatever it was sent for: not counted.
         """
-        before = self._all.tries.get(what)
-        attempt = before if before and before.position == position else Attempt(position=position)
-        if attempt.failures >= MAX_FAILURES or (attempt.kills >= MAX_KILLS and not waits):
+        if not self.allows(what, position, waits):
             return False
+        before, attempt = self._all.tries.get(what), self._attempt(what, position)
         if before is not attempt or self._all.open != what or self._all.pid != os.getpid():
             bad = {k: a for k, a in self._all.tries.items() if a.failures or a.kills}
             self._all = Attempts(open=what, pid=os.getpid(), tries=bad | {what: attempt})

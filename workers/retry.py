@@ -42,13 +42,14 @@ class Retries:
 
         Returns the place afterwards, None when nothing could be done now (the GPU was needed elsewhere, a stop).
         """
-        event = self.waiting[0]
+        event = min(self.waiting, key=lambda e: e.seq)
         body, stream = event.decode(), event.stream
         at = runner.commit(stream, -1, None)
         if at is None:
             return None
         gap = None
-        if isinstance(body, m.Retry) and at.positions.get("retry", 0) < event.seq:
+        # One behind the head is of another journal. Its seq as our position would hide what is asked for in this one.
+        if isinstance(body, m.Retry) and at.positions.get("retry", 0) < event.seq <= at.head:
             gap = self._failed_before(runner, event.seq, stream, body.span)
             if self.process.stopping:
                 return None
@@ -59,7 +60,7 @@ class Retries:
             positions = {} if gap else {"retry": event.seq}
             at = runner.commit(stream, at.n, Step(positions=positions, events=events, state=at.state))
         if gap is None:
-            del self.waiting[0]
+            self.waiting.remove(event)
         return at
 
     def _failed_before(self, runner: Runner, seq: int, stream: str, span: m.Span) -> m.Gap | None:

@@ -22,7 +22,6 @@ from workers.voices import Voices
 from workers.windows import Window
 
 ANSWER_S = 5.0
-MOST = 28_800  # windows: eight hours of speech. What is older stays as it is, for memory and time must have a bound
 
 
 class Settling(threading.Thread):
@@ -49,7 +48,7 @@ class Settling(threading.Thread):
             kinds = ("speaker_turn", "relabel")
             events = replay(self._settings, kinds=kinds, stream=self._stream, timeout_s=ANSWER_S)
             turns = turns_told(e for e in events if e.producer == self._producer and e.n <= self._upto_n)
-            windows = [Window.decode(record) for record in self._kept.all()[-MOST:]]
+            windows = [Window.decode(record) for record in self._kept.newest()]
             self._settled = settle(windows, turns, self._voices, self._voices.rules, self._final)
         except wire.Unreachable:
             pass  # the next try

@@ -22,12 +22,11 @@ import torch
 
 from common import card
 from common.settings import Settings
-from workers.arena import as_bytes, mapping
+from workers.arena import HUGE, as_bytes, choose_pages, mapping
 from workers.device import MIB, OutOfMemory
 
 _libc = ctypes.CDLL(None)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-HUGE = 2 * MIB
 
 
 class SimulatedDevice:
@@ -67,6 +66,8 @@ class SimulatedDevice:
             block = as_bytes(memory, nbytes)
             self._memory[block.data_ptr()] = memory
             weakref.finalize(block, self._memory.pop, block.data_ptr(), None)
+        elif block.data_ptr() not in self._runs:
+            choose_pages(self._memory[block.data_ptr()])
         self._runs[block.data_ptr()] = runs
         try:
             self._faults.lag("reload", switches)

@@ -31,10 +31,14 @@ class Worker(ABC):
 
     name: str
     lane = "live"  # of its wants: live | burst
+    pieces_done = 0  # of its bursts' work: between two of them it may have to give back. Also read by control
 
     @abstractmethod
     def load(self, process: Process) -> Sequence[Any]:
         """Load the model into RAM: its torch modules. Raises UserError in one line when it is missing."""
+
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to prepare
+        """Once, while the first lease is awaited: what takes a moment and needs no device."""
 
     @abstractmethod
     def key(self) -> str:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import card, models, wire
+from common import card, models
 from common import messages as m
-from common.feed_client import FeedClient, replay
+from common.feed_client import FeedClient
 from common.process import Process, arguments, main
 from common.settings import SummarySettings, UserError
 from workers import minutes_text as words
@@ -26,7 +26,8 @@ from workers.base import Runner
 from workers.drafts import Burst, settled
 from workers.minutes import KINDS, Book, Cut, Line
 from workers.pace import BLOCK_TOKENS
-from workers.plans import Planner, put_off
+from workers.plans import Planner, Prompt, put_off
+from workers.shelf import Shelf
 from workers.steps import Step, Worker
 from workers.tenancy import NotCarriedOut
 
@@ -43,10 +44,12 @@ class Summarizer(Worker):
     def __init__(self, process: Process) -> None:
         self.process, self.settings, self.log = process, process.settings, process.log
         self.s: SummarySettings = process.settings.summary
-        self.books: dict[str, Book] = {}
+        self.shelf = Shelf(process.settings)
+        self.books = self.shelf.books  # of streams that go on, or that minutes are owed of
         self._client = FeedClient(self.settings, kinds=KINDS)
         self._journal = ""
         self._waiting: list[m.Event] = []  # not in order yet
+        self._passed = 0  # how far we came in all streams together
         self._due_s: dict[str, float] = {}  # since when the oldest minutes of a stream are due, monotonic clock
         self.planner = Planner(self.prompt, self._asked, self.s, self.settings.gpu)
 
@@ -74,6 +77,8 @@ class Summarizer(Worker):
 
         self.generation = generation
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+        added = self.tokenizer.added_tokens_decoder  # it is made anew each time
+        self._controls, self._added = [str(token) for token in added.values()], frozenset(added)
         self._before, self._after = self._frame()
         self.model = self._load_model(transformers, folder)
         self.config = self.model.config.get_text_config()
@@ -94,6 +99,10 @@ class Summarizer(Worker):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True, **extra
         )
+        from workers import wide_linear
+
+        if card.kind(self.settings) == "simulated" and not wide_linear.multiplies_bfloat16():
+            wide_linear.widen(model)
         return model.eval()
 
     def _frame(self) -> tuple[list[int], list[int]]:
@@ -123,11 +132,18 @@ class Summarizer(Worker):
 
     def key(self) -> str:
         s = self.s
-        return f"{self._sha256} {s.quantise} {self.context} {s.max_new_tokens} {s.prefill_tokens}"
+        shape = f"{self._sha256} {s.quantise} {self.context} {s.max_new_tokens} {s.prefill_tokens}"
+        wide = self._wide_bytes()
+        return f"{shape} wide={wide}" if wide else shape  # what was measured of the narrow layers is too little
 
     def working_bytes(self) -> int:
-        size = self.model.dtype.itemsize
-        return int(self.generation.working_bytes(self.config, self.context, self.s.prefill_tokens, size))
+        size, step = self.model.dtype.itemsize, self.s.prefill_tokens
+        return int(self.generation.working_bytes(self.config, self.context, step, size)) + self._wide_bytes()
+
+    def _wide_bytes(self) -> int:
+        from workers import wide_linear
+
+        return wide_linear.working_bytes(self.model, self.s.prefill_tokens)
 
     def rehearse(self) -> Iterator[None]:
         return self.generation.rehearse(self.model, self.context, self.s.prefill_tokens)
@@ -135,44 +151,23 @@ class Summarizer(Worker):
     # What is due
 
     def look(self, runner: Runner, now: float) -> None:
-        self._waiting += [e for e in self._client.poll(0.0) if isinstance(e, m.Event)]
+        events = [e for e in self._client.poll(0.0) if isinstance(e, m.Event)]
         follower = self._client.follower
-        if follower.journal != self._journal:  # another journal: what we know is of no use
-            self.books.clear()
-            self._journal = follower.journal
+        if self._journal not in ("", follower.journal):  # another journal: what we know is of no use
+            self.shelf.clear()
+            self._waiting.clear()
+        self._journal = follower.journal
+        self._waiting += events
         # A hole in one kind is healed after later events of another came: in order is only what is complete.
         ready = sorted((e for e in self._waiting if e.seq <= self._client.head), key=lambda e: e.seq)
         self._waiting = [e for e in self._waiting if e.seq > self._client.head]
         for e in ready:
-            book = self.books.get(e.stream) or self._open(runner, e.stream)
-            if book is None:
+            if not self.shelf.take(runner, e):
                 return
-            book.take(e)
-        for stream, book in list(self.books.items()):
-            if book.stale:
-                self._read_again(runner, stream)
+        if not self.shelf.tidy(runner):
+            return
         due = {name for name, book in self.books.items() if book.due()}
         self._due_s = {name: self._due_s.get(name, now) for name in due}
-
-    def _open(self, runner: Runner, stream: str) -> Book | None:
-        at = runner.commit(stream, -1, None)
-        if at is None:
-            return None
-        return self.books.setdefault(stream, Book(stream, at, self.s))
-
-    def _read_again(self, runner: Runner, stream: str) -> None:
-        """Somebody else moved our place: make the book anew from the journal."""
-        at = runner.commit(stream, -1, None)
-        if at is None:
-            return
-        book = Book(stream, at, self.s)
-        try:
-            for e in replay(self.settings, kinds=KINDS, stream=stream, timeout_s=1.0):  # a lease may wait
-                book.take(e)
-        except wire.Unreachable:
-            return  # the next look tries again
-        book.stale = False  # purges that it has read are in its place
-        self.books[stream] = book
 
     def needs_model(self) -> bool:
         return any(self._next(book) for book in list(self.books.values()))
@@ -187,7 +182,7 @@ class Summarizer(Worker):
         return {name: round(now - since, 1) for name, since in list(self._due_s.items())}
 
     def positions(self) -> dict[str, int]:
-        return {name: book.position for name, book in list(self.books.items())}
+        return {"transcript": self._passed}  # it only rises: streams that are over are not counted again
 
     def least_s(self) -> float:
         return self.planner.least_s
@@ -204,28 +199,30 @@ class Summarizer(Worker):
             cut = None if book.stale else book.due()
             if cut is None or not settled(runner, book, self._client.head):
                 continue
-            lines = book.named(book.lines(cut))
+            lines = book.lines(cut)
             if not lines:
                 self.log.info("nothing new to summarise", stream=book.stream, reason=cut.reason)
                 self._commit(runner, book, book.step(cut))
                 return True
-            if not runner.poison.begin(book.stream, cut.upto):
+            if not runner.poison.allows(book.stream, cut.upto):
                 self.log.warning("gave up", stream=book.stream, span=cut.span, reason=cut.reason)
                 self._commit(runner, book, book.skipped(cut))
                 return True
             if runner.ready:
-                self._write(runner, book, cut, lines)
+                self._write(runner, book, cut, book.named(lines))
                 return True
             if not ahead:  # (another stream may have something to do that needs no model)
                 ahead = True
-                self.planner.look_ahead(runner, book, lines)
+                self.planner.look_ahead(runner, book, book.named(lines))
         if not ahead:
             self.planner.note = ""  # what waited was purged, or needs no model any more
         return False
 
     def _commit(self, runner: Runner, book: Book, step: Step) -> None:
-        at = runner.commit(book.stream, book.at.n, step)
-        if at and not book.moved(at, step):
+        before, at = book.position, runner.commit(book.stream, book.at.n, step)
+        if at and book.moved(at, step):
+            self._passed += book.position - before
+        elif at:
             self.log.warning("place taken from the journal", stream=book.stream, n=at.n)
         self._due_s.pop(book.stream, None)
         if book.due():
@@ -233,8 +230,9 @@ class Summarizer(Worker):
 
     def _write(self, runner: Runner, book: Book, cut: Cut, lines: list[Line]) -> None:
         stream = book.stream
-        runner.phase = "inferring"
         plan = self.planner.begin(runner, book, lines, self.log)
+        runner.poison.begin(stream, cut.upto)
+        runner.phase = "inferring"
         answer = self.generation.Answer(plan.tokens, plan.loops)
         burst = Burst(runner, book, plan, answer)
         try:
@@ -265,6 +263,7 @@ class Summarizer(Worker):
             coverage=summary.coverage,
         )
         self._commit(runner, book, book.step(cut, summary))
+        self.pieces_done += 1
 
     def _asked(self, prompt: Sequence[int]) -> bytes:
         """What an answer depends on: it goes on only under the same."""
@@ -276,22 +275,34 @@ class Summarizer(Worker):
         """Tokens that the transcript has in a prompt."""
         return int(self.context) - self.s.max_new_tokens - len(self._before) - len(self._after)
 
-    def prompt(self, lines: Sequence[Line], room: int | None = None) -> tuple[list[int], int]:
-        """Tokens of the question, and the index of the first line in it: the newest lines that fit into `room`."""
-        room = self.room if room is None else room
-        rows = [self._line_tokens(i, line) for i, line in enumerate(lines, 1)]
-        first = words.newest([len(r) for r in rows], room)
+    def prompt(self, lines: Sequence[Line], room: int | None = None) -> Generator[None, None, Prompt]:
+        """Tokens of the question, and the index of the first line in it: the newest lines that fit into `room`.
+
+        Line by line, from the newest on, until it is full: all of a long day would take a minute and more.
+        """
+        left = room = self.room if room is None else room
+        rows: list[list[int]] = []
+        for i in range(len(lines), 0, -1):
+            row = self._line_tokens(i, lines[i - 1])
+            if rows and len(row) > left:
+                break
+            rows.append(row)
+            left -= len(row)
+            yield
+        rows.reverse()
+        first = len(lines) - len(rows)
         if first:  # what is cited is counted from the first line that is read
-            rows = [self._line_tokens(i, line) for i, line in enumerate(lines[first:], 1)]
+            for i, line in enumerate(lines[first:]):
+                rows[i] = self._line_tokens(i + 1, line)
+                yield
         transcript = [token for row in rows for token in row]
         return [*self._before, *transcript[-room:], *self._after], first
 
     def _line_tokens(self, number: int, of: Line) -> list[int]:
         """What was said can never be a control token: neither its text is left whole, nor would it be read as one."""
-        controls = [str(t) for t in self.tokenizer.added_tokens_decoder.values()]
-        line = words.quoted(number, of.text, controls, of.said)
+        line = words.quoted(number, of.text, self._controls, of.said)
         ids = self.tokenizer(line, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [i for i in ids if i not in self.tokenizer.added_tokens_decoder]
+        return [i for i in ids if i not in self._added]
 
     def pieces(self, prompt: Sequence[int], answer: Answer) -> Iterator[None]:
         s = self.s

@@ -61,6 +61,7 @@ class Tenant:
         self.holder, self.device, self.residency, self.log = holder, device, residency, log
         self.changed = changed  # called on the work thread whenever a Status would say something new
         self.need_bytes = self.least_bytes = 0  # what to want, and what would do
+        self.measured = False  # they are no guess
         self.stepped_at_s = 0.0
         self.pieces, self.offloads = Durations(), Durations()
         self.reload_s = self.reload_gb_s = self.revoke_s = 0.0
@@ -74,13 +75,11 @@ class Tenant:
     def want(self, lane: str) -> None:
         """Want the model on the device from now on; empty `lane`: no longer."""
         before, now = self.holder.want, time.monotonic()
-        if not lane:
-            after = NOTHING
-        elif before.bytes == self.need_bytes and before.lane == lane:
-            return
-        else:
+        after = NOTHING
+        if lane:
+            size, least = self.need_bytes, self.least_bytes
             since_s = before.since_s if before.bytes else now
-            after = Want(bytes=self.need_bytes, least_bytes=self.least_bytes, lane=lane, since_s=since_s)
+            after = Want(bytes=size, least_bytes=least, lane=lane, since_s=since_s, measured=self.measured)
         if after != before:
             self.holder.want = after
             self.changed()
@@ -165,12 +164,12 @@ class Tenant:
     def _load(self, lease: Lease) -> None:
         if self.residency.resident:  # confirms what is there
             self.device.limit(lease.bytes)
-            self.holder.loaded(lease, self.device.held_bytes)
+            self.holder.loaded(lease, self.device.held_bytes, time.monotonic())
             self.changed()
             return
         began = time.monotonic()
         self.device.limit(lease.bytes)
-        self.holder.loading(lease, 0, began)
+        self.holder.loading(lease, 0)
         self.changed()
 
         def moved(_: int) -> None:
@@ -189,7 +188,7 @@ class Tenant:
         self.reload_s, self.reload_gb_s = now - began, move.gb_per_s
         self.pieces.add(self.residency.longest_piece_s)
         self.stepped_at_s = now
-        self.holder.loaded(lease, self.device.held_bytes)
+        self.holder.loaded(lease, self.device.held_bytes, now)
         self.log.info(
             "granted",
             epoch=lease.epoch,

@@ -9,12 +9,13 @@ would have been written. Only where captions are late several utterances are dec
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from common import backlog, card, models
+from common import backlog, card, models, told
 from common import messages as m
 from common.given_sources import with_added
 from common.process import Process, arguments, main
@@ -24,12 +25,14 @@ from workers.base import Runner
 from workers.captioner import Captioner
 from workers.catchup import how_many
 from workers.decoding import Decoded, Decoder, Pieces, Sound
+from workers.delays import Timed
 from workers.hypotheses import Glimpses
 from workers.interim import Interim, UnderWay
 from workers.language import Belief
 from workers.live_text import Glimpse, LiveText
 from workers.prompts import Told
 from workers.session import Speech, Utterance
+from workers.silence import KeptSilence
 from workers.steps import Step
 from workers.utterances import State, Utterances, unpack
 from workers.vad import Rules, Vad
@@ -55,11 +58,15 @@ class Transcriber(Captioner):
         known = models.model(self.s.model)
         if refused := models.unknown_language(known, self.s.language):
             raise UserError(refused)
-        folder = models.available(process.settings, self.s.model, check=True)
-        vad_folder = models.available(process.settings, "silero_vad", check=True)
-        self.torch = torch = set_up(self.s.threads, process.settings.cache)
-        whisper = whisper_without_compiler()
-        from safetensors.torch import load_file
+        names = (self.s.model, "silero_vad")
+        folder, vad_folder = (models.available(process.settings, name) for name in names)
+        with ThreadPoolExecutor(1) as beside:  # files are hashed while libraries are imported
+            checked = beside.map(lambda name: models.available(process.settings, name, check=True), names)
+            self.torch = torch = set_up(self.s.threads, process.settings.cache)
+            whisper = whisper_without_compiler()
+            from safetensors.torch import load_file
+
+            list(checked)
 
         dims = whisper.ModelDimensions(**models.stored(folder).dims)
         with unfilled(torch):
@@ -76,12 +83,16 @@ class Transcriber(Captioner):
                 if isinstance(module, torch.nn.LayerNorm):
                     module.float()
         self.vad = Vad(torch, vad_folder)
-        self.decoder = Decoder(self.s, torch, whisper, model, self.half)
+        self._sha256 = models.stored(folder).sha256
+        silence = KeptSilence(process.settings.data / "silence.safetensors", f"{self.s.model} {self._sha256}")
+        self.decoder = Decoder(self.s, torch, whisper, model, self.half, silence)
         self.choose_windows()
         self.glimpses = Glimpses(self.decoder)
         self._know_languages(process, known)
-        self._sha256 = models.stored(folder).sha256
         return [model]
+
+    def prepare(self) -> None:
+        self.decoder.prompts.tokenizer("en")
 
     def _know_languages(self, process: Process, known: models.Model) -> None:
         """What may surprise people is said once, at the start: one language only, a glossary that is too long."""
@@ -128,6 +139,15 @@ class Transcriber(Captioner):
 
     def interim(self, runner: Runner, live: Sequence[Speech]) -> bool:
         return self.live_text.turn(runner, live)
+
+    def written(self, session: Speech, work: Utterance, step: Step, timed: Timed) -> None:
+        super().written(session, work, step, timed)
+        live = session.meta.lane == "live" and not session.meta.ended
+        if live and any(isinstance(e, m.Transcript) for e in step.events):
+            self.live_text.final(work.stream, work.speech)
+
+    def note(self) -> str:
+        return self.live_text.note()
 
     def glimpse(self, state: bytes, now: UnderWay, upto: int, known: Interim) -> Glimpse:
         return self.glimpses(now, upto, known, self._told(unpack(state), now.start, now.language, now.glossary))
@@ -227,6 +247,10 @@ def sound(work: Utterance) -> Sound:
 
 
 def run(process: Process) -> None:
+    try:
+        told.tell(process.run, process.settings)
+    except OSError as e:  # a full disk: captions go on
+        process.log.warning("my settings cannot be told", error=str(e))
     Runner(process, Transcriber(process)).run()
 
 

@@ -60,6 +60,23 @@ class Tally(msgspec.Struct, kw_only=True):
             if number:
                 self.votes[number] = added(self.votes.get(number, b""), stretches[:, local])
 
+    def correct(self, window: Window, local: int, was: int, now: int) -> None:
+        """Whom the windows before took for `was` is `now`: their votes for this stretch go there."""
+        if was not in self.votes:
+            return
+        skip = max(0, self.settled - window.first)
+        stretch = newest(window.active)[skip:, local]
+        begin = window.first + skip - self.settled
+        old = np.frombuffer(self.votes[was], np.uint8).copy()
+        part = slice(begin, min(begin + len(stretch), len(old)))
+        moved = old[part] * stretch[: len(old[part])]
+        new = np.zeros(len(self.windows), np.uint8)
+        there = np.frombuffer(self.votes.get(now, b""), np.uint8)
+        new[: len(there)] = there
+        new[part] += moved
+        old[part] -= moved
+        self.votes |= {was: old.tobytes(), now: new.tobytes()}
+
     def settle(self, upto: int, piece: int) -> list[Turn]:
         """Decide the frames before `upto`; what of turns is told by that, by their start."""
         n = upto - self.settled

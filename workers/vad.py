@@ -129,7 +129,7 @@ class Segmenter:
         if now - self._last >= r.end_silence:
             return Cut(start, self._last + 1 + r.post_roll, (self._onset, self._last + 1))
         if now + 1 - start >= r.longest:
-            end = self._best_pause(self._onset + r.longest // 3, now + 1)
+            end = self._whole_run(self._best_pause(self._onset + r.longest // 3, now + 1), now + 1)
             return Cut(start, end, (self._onset, min(end, self._last + 1)))
         return None
 
@@ -151,6 +151,22 @@ class Segmenter:
                 self.probs += rest[i + 1 :]  # not heard yet: they are fed again after this cut
                 return cut
         return None
+
+    def _whole_run(self, at: int, end: int) -> int:
+        """The cut at frame `at` of `end`, moved where the sure speech behind it would be too short to be an utterance
+        of its own, and would be lost: behind that, or before it while nobody knows how it goes on."""
+        sure = [p >= self.rules.threshold for p in self.probs[:end]]
+        if not (sure[at - 1] and (at == end or sure[at])):
+            return at
+        first = at
+        while first > self._onset + 1 and sure[first - 1]:
+            first -= 1
+        last = at
+        while last < end and sure[last]:
+            last += 1
+        if last - at >= self.rules.min_speech:
+            return at
+        return last if last < end else max(first, end - self.rules.min_speech)
 
     def _best_pause(self, first: int, end: int) -> int:
         """The frame in [first, end) after which to cut long speech: the latest pause, else the weakest place."""

@@ -28,14 +28,13 @@ from starlette.routing import Route
 
 from common import backlog, process, topology, wire
 from common import messages as m
-from common.cli_data import say
+from common.feed_client import say
 from common.given_sources import with_added
 from common.hypotheses import Hypotheses
-from common.join import WHO_KINDS
 from common.settings import UserError
 from common.voiceprints import proper_name
 from workers.health import Health
-from workers.whose import Mark, Whose
+from workers.whose import KINDS, Watch, Whose
 
 SHOWN = ("transcript", "suppressed", "gap", "summary", "stream_started", "stream_ended", "purged")
 LIVE = ("beat", "live.gpu", "live.hypothesis")
@@ -60,7 +59,7 @@ class Viewer:
         self.interim, self.whose = Hypotheses(), Whose(p.settings)
 
     def follow(self) -> None:
-        topics = [*LIVE, *(f"event.{k}" for k in {*SHOWN, *WHO_KINDS})]
+        topics = [*LIVE, *(f"event.{k}" for k in {*SHOWN, *KINDS})]
         sub = wire.subscriber([wire.ipc(self.p.settings, "pub")], topics)
         while not self.p.stopping:
             self.news += self.whose.read()
@@ -92,13 +91,10 @@ class Viewer:
 
     async def events(self, after: int | None) -> AsyncIterator[str]:
         """The status each second, every shown event after seq `after` once, in order, the newest interim text, and
-        what has been found out of speakers: at first of all that a page which comes back may show."""
+        what has been found out of speakers and translated: at first of all that a page which comes back may show."""
         feed, journal, status_s = wire.Requester(wire.ipc(self.p.settings, "replay")), "", 0.0
         told: dict[str, m.Hypothesis] = {}
-        marks: dict[str, tuple[Mark, dict[str, str]]] = {}  # and names, as the page has them
-        back = after is not None
-        if back:
-            marks = {stream: ((0, 0), {}) for stream in self.whose.streams()}
+        watch = Watch(self.whose, back=after is not None)
         try:
             while not self.p.stopping:
                 news, now = self.news, time.monotonic()
@@ -112,33 +108,33 @@ class Viewer:
                     except wire.Unreachable:
                         continue
                     if not isinstance(page, m.Page) or page.upto < after or journal not in ("", page.journal):
-                        after, journal, marks = None, "", {}
+                        after, journal = None, ""
+                        watch.close()
                         yield "event: reset\ndata: {}\n\n"  # another journal stands there now
                     else:
-                        for stream in {e.stream for e in page.events if e.kind == "transcript"} - marks.keys():
-                            mark = self.whose.mark(stream)
-                            marks[stream] = ((0, 0) if back else mark, {})
+                        for e in page.events:
+                            watch.show(e)
                         yield "".join(self.rows(page.events))
                         after, journal = page.upto, page.journal
                         if page.upto < page.head:
                             continue
-                for stream, (mark, names) in list(marks.items()):
-                    mark, runs, names_now = self.whose.changes(stream, mark)
-                    marks[stream] = (mark, names_now)
-                    if runs or names != names_now:
-                        data = msgspec.json.encode({"stream": stream, "runs": runs, "names": names_now})
-                        yield f"event: speakers\ndata: {data.decode()}\n\n"
+                for stream, found, others in watch.news():
+                    if others:
+                        yield _message("speakers", stream=stream, runs=found.runs, names=found.names)
+                    if found.sentences:
+                        yield _message("translations", stream=stream, sentences=found.sentences)
                 for h in [h for h in self.interim.newest.values() if told.get(h.stream) is not h]:  # behind its finals
                     told[h.stream] = h
                     yield f"event: interim\ndata: {msgspec.json.encode(h).decode()}\n\n"
                 while self.news == news and time.monotonic() < now + 1.0 and not self.p.stopping:
                     await asyncio.sleep(0.05)
         finally:
+            watch.close()
             feed.close()
 
     def rows(self, events: tuple[m.Event, ...]) -> Iterator[str]:
         """Events as the page wants them, with the wall clock (ms) of their first sample where the backlog knows it."""
-        anchors = {stream: backlog.anchors(self.p.settings.streams / stream) for stream in {e.stream for e in events}}
+        anchors = {stream: self._heard(stream) for stream in {e.stream for e in events}}
         for e in events:
             row: dict[str, Any] = msgspec.to_builtins(e.decode()) or {}  # a tombstone has nothing to show
             row |= {"seq": e.seq, "stream": e.stream, "kind": e.kind, "producer": e.producer, "words": None}
@@ -147,6 +143,12 @@ class Viewer:
             row["runs"] = self.whose.runs(e.stream, row["segment"]) if row.get("text") and "segment" in row else []
             row["clock_ms"] = near and near.wall_ns // 1_000_000 + (first - near.sample) // 16
             yield f"id: {e.seq}\ndata: {msgspec.json.encode(row).decode()}\n\n"
+
+    def _heard(self, stream: str) -> list[backlog.Anchor]:
+        """When its samples were heard. Those of a batch were at no time: its anchors say when a file was read."""
+        folder = self.p.settings.streams / stream
+        meta = backlog.read_meta(folder)
+        return backlog.anchors(folder) if meta and meta.lane == "live" else []
 
     async def say(self, request: Request) -> Response:
         """What a person says in the page becomes an event, as from the command line; the page learns it by the feed."""
@@ -180,6 +182,10 @@ class Viewer:
         except UserError as e:
             return Response(f"{e}\n", 503)
         return Response(status_code=204)
+
+
+def _message(event: str, **data: Any) -> str:
+    return f"event: {event}\ndata: {msgspec.json.encode(data).decode()}\n\n"
 
 
 def app(viewer: Viewer, host: str, token: str) -> Starlette:
@@ -225,7 +231,7 @@ def run(p: process.Process) -> None:
     threads = [threading.Thread(target=f, daemon=True) for f in (viewer.follow, lambda: server.run([sock]))]
     for t in threads:
         t.start()
-    p.log.info("serving", address=f"http://{host}:{sock.getsockname()[1]}/")
+    p.log.info("serving", address=wire.page(host, sock.getsockname()[1]))
     while not p.stopping and all(t.is_alive() for t in threads):
         time.sleep(0.1)
     server.should_exit = True

@@ -51,8 +51,13 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     piece: int = on_grid(2.0 * SAMPLE_RATE)  # an open turn is told in pieces of at most about so many samples
     refresh_s: float = 1.0  # of new speech alone, then a voice that is being followed is embedded again
     new_s: float = 1.0  # of speech alone: less does not make a new voice when there are others
+    perhaps: float = 0.2  # cosine from which a voice of less speech than that is taken for a known one
+    split: float = 0.7  # cosine from which two local speakers of a window are one voice, if nobody else sounds so
     together: float = 0.85  # distance of two clusters' centroids up to which re-clustering takes them for one voice
+    little_s: float = 5.0  # of speech: a cluster of less is part of another from cosine `alike` on
+    alike: float = 0.5
     least_s: float = 2.0  # of speech: a smaller cluster is given to the nearest larger one
+    apart: float = 0.5  # a local speaker that sounds by so much more like another's voice than like its own is that one
 
     @property
     def cap(self) -> int:
@@ -165,7 +170,11 @@ class Voices:
         Returns the turns (or pieces) that are settled by it, by their start. Hops come in order; some may be left out.
         """
         if window is not None and len(window.active):
-            numbers = self._match(window)
+            followed = self._followed(window.first, newest(window.active))
+            numbers = self._match(window, followed)
+            for local, (was, now) in enumerate(zip(followed, numbers, strict=True)):
+                if was and now and was != now:
+                    self._s.correct(window, local, was, now)
             self._s.vote(window, numbers)
             packed = np.packbits(newest(window.active)).tobytes()
             self._s.before = Before(
@@ -218,11 +227,14 @@ class Voices:
         """A voice that is hardly known is looked at sooner."""
         return min(self.rules.refresh_s, max(0.5, voice.seconds / 2))
 
-    def _match(self, window: Window) -> list[int]:
-        """Numbers of the window's local speakers; voices are made, and learn."""
-        stretches = newest(window.active)
-        followed, embedded, rules = self._followed(window.first, stretches), window.embedded, self.rules
-        clear = lone(window.active) & stretches
+    def _match(self, window: Window, followed: Sequence[int]) -> list[int]:
+        """Numbers of the window's local speakers; voices are made, and learn.
+
+        Somebody who was heard too briefly to be told from others is nobody (0) until more is heard: better than a name
+        that is taken back. Two local speakers are two voices, unless the network split one.
+        """
+        embedded, rules = window.embedded, self.rules
+        clear = lone(window.active) & newest(window.active)
         talking = [local for local in range(LOCALS) if window.active[:, local].any()]
         numbers = [0] * LOCALS
         for local in talking:
@@ -237,12 +249,19 @@ class Voices:
                 cosine = float(window.embeddings[local] @ voice.unit) if embedded[local] else -0.5
                 scores[row, column] = cosine + (STAY if same else 0.0)
         for row, column in assign(scores):
-            local, voice = asked[row], free[column]
-            enough = clear[:, local].sum() >= self._frames(rules.new_s)
-            if scores[row, column] >= 1 - rules.threshold or not (enough and embedded[local]) or self._full:
+            local, voice, score = asked[row], free[column], scores[row, column]
+            sure = score >= 1 - rules.threshold or self._full
+            if sure or (not (self._enough(clear[:, local]) and embedded[local]) and score >= rules.perhaps):
                 numbers[local] = voice.number
         for local in asked:
-            if not numbers[local] and embedded[local] and not self._full:
+            if not numbers[local] and embedded[local]:
+                taken = [v for v in self._s.voices if v.number in numbers]
+                near = [(float(window.embeddings[local] @ v.unit), v.number) for v in taken]
+                if near and max(near)[0] >= rules.split:
+                    numbers[local] = max(near)[1]
+        for local in asked:
+            may = not self._s.voices or self._enough(clear[:, local])
+            if not numbers[local] and embedded[local] and may and not self._full:
                 self._s.born += 1
                 self._s.voices.append(
                     Heard(number=self._s.born, total=bytes(4 * window.embeddings.shape[1]), seconds=0.0, upto=0)
@@ -261,6 +280,6 @@ class Voices:
     def _full(self) -> bool:
         return len(self._s.voices) >= self.rules.cap
 
-    @staticmethod
-    def _frames(s: float) -> int:
-        return round(s * SAMPLE_RATE / FRAME)
+    def _enough(self, clear: npt.NDArray[np.bool_]) -> bool:
+        """To be a new voice."""
+        return bool(clear.sum() >= round(self.rules.new_s * SAMPLE_RATE / FRAME))

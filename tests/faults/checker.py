@@ -17,7 +17,7 @@ import msgspec
 from common import backlog
 from common import messages as m
 from common.settings import SummarySettings
-from tests.system import TILES, body, content, turns_told
+from tests.system import TILES, body, content, translations_told, turns_told
 from workers.minutes import Book
 
 TURN_S = 0.5  # the arbiter counts from when its turn began, we from when the roster was written
@@ -46,6 +46,8 @@ class Evidence(msgspec.Struct, kw_only=True):
     lines: list[str]  # of an undisturbed run of the same audio: captions, silences, gaps
     appends: list[tuple[str, int]]  # and the transcriber's appends there
     turns: list[tuple[str, int]]  # and who spoke when, with the diarizer's appends
+    targets: tuple[str, ...]  # languages
+    translations: list[tuple[str, int]]  # and the same of the translator
     audio: list[str]  # what of the backlog is not the source's samples, byte for byte (see `backlog_differs`)
     delivered: list[int]  # seqs in the order in which a subscriber was handed them
     hashes: dict[str, str]  # who -> state hash over everything
@@ -112,12 +114,20 @@ def same_words(e: Evidence) -> list[str]:
 
 def same_turns(e: Evidence) -> list[str]:
     """Who spoke when, under which id, and what was relabelled, is what it is where nothing happened; each once."""
-    mine = turns_told(e.events, e.stream)
-    out = [f"only without faults: {line[:150]}" for line, _ in e.turns if line not in {x for x, _ in mine}]
-    out += [f"only with faults: {line[:150]}" for line, _ in mine if line not in {x for x, _ in e.turns}]
+    return _same(turns_told(e.events, e.stream), e.turns)
+
+
+def same_translations(e: Evidence) -> list[str]:
+    """Every sentence is translated as it is where nothing happened, once."""
+    return _same(translations_told(e.events, e.stream, e.targets), e.translations)
+
+
+def _same(mine: list[tuple[str, int]], undisturbed: list[tuple[str, int]]) -> list[str]:
+    out = [f"only without faults: {line[:150]}" for line, _ in undisturbed if line not in {x for x, _ in mine}]
+    out += [f"only with faults: {line[:150]}" for line, _ in mine if line not in {x for x, _ in undisturbed}]
     out += [f"{n} times: {line[:150]}" for line, n in Counter(x for x, _ in mine).items() if n > 1]
-    if not out and mine != e.turns:
-        out.append("the same turns, in another order or in other appends")
+    if not out and mine != undisturbed:
+        out.append("the same, in another order or in other appends")
     return out
 
 
@@ -229,6 +239,7 @@ CHECKS: tuple[Check, ...] = (
     each_once,
     same_words,
     same_turns,
+    same_translations,
     subscribers,
     summaries,
     never_over,

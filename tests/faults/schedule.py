@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-WORKERS = ("transcriber", "summarizer", "diarizer", "translator")  # have leases; the last is a stand-in
+WORKERS = ("transcriber", "summarizer", "diarizer", "translator")  # have leases
 FIRST_S = 1.0  # after the stream has begun
 SWAPPED = ("transcriber", "transcriber", "diarizer", "summarizer")  # come and go at each burst
 
@@ -45,14 +45,14 @@ KINDS: dict[str, Kind] = {
     "slow": Kind(6, WORKERS, 2.0, 5.0, what="each step and reload takes half a second longer"),
     "loss": Kind(
         16,
-        ("feed", "arbiter", "transcriber", "summarizer", "diarizer", "capture", "everybody"),
+        ("feed", "arbiter", *WORKERS, "capture", "everybody"),
         2.0,
         8.0,
         what="10 to 50 % of what the process sends never arrives",
     ),
     "doubled": Kind(
         12,
-        ("feed", "arbiter", "transcriber", "summarizer", "diarizer", "capture", "everybody"),
+        ("feed", "arbiter", *WORKERS, "capture", "everybody"),
         2.0,
         8.0,
         what="30 to 100 % of what the process sends arrives twice",

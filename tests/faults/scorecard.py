@@ -40,13 +40,14 @@ from tests.faults.system import (
     MARGIN_MIB,
     MIB,
     SPEAKERS,
+    TARGETS,
     CardWatch,
     FaultSystem,
 )
 from tests.faults.troubled import DECISIONS
 from tests.small_disk import small_disk
 from tests.swaps import log_rows
-from tests.system import Following, Undisturbed, file_source
+from tests.system import Following, Undisturbed, file_source, heard, translated
 
 APART_S = 2.5
 LONGER = 1.2  # than the faults need if each meets something
@@ -143,6 +144,8 @@ class Run:
             lines=self.undisturbed.lines,
             appends=self.undisturbed.appends,
             turns=self.undisturbed.turns,
+            targets=system.settings.translate.targets,
+            translations=self.undisturbed.translations,
             audio=audio + [f"another stream: {p.name}" for p in others],
             delivered=[x.seq for x in system.follower.events],
             hashes=hashes,
@@ -169,16 +172,15 @@ class Run:
             at = places["summarizer"].positions.get("transcript", 0) if "summarizer" in places else 0
             return bool(transcripts) and at >= transcripts[-1].seq
 
-        def heard() -> bool:
-            beat = system.follower.last_beat
-            ended = [x.stream for x in system.follower.events if x.kind == "stream_ended"]
-            places = beat.streams[ended[-1]].producers if beat and ended else {}
-            return "diarizer" in places and places["diarizer"].positions.get("meta") == 2
+        def stream() -> str:
+            ended = system.follower.find("stream_ended")
+            return ended.stream if ended else ""
 
         for what, state in (
             ("the stream's end", lambda: system.follower.find("stream_ended")),
             ("minutes of everything", summarised),
-            ("turns of everything", heard),
+            ("turns of everything", lambda: heard(stream(), system.follower.last_beat)),
+            ("translations of everything", lambda: translated(stream(), system.follower.last_beat, TARGETS)),
             ("everybody to be up", lambda: all(map(system.pid, EVERYBODY)) and system.follower.well()),
         ):
             seen, waited = -1, None
@@ -249,7 +251,7 @@ def main() -> int:
     print(f"first without any fault: {repeats * CLIP_S / 60:.1f} min of speech", flush=True)
     results = []
     with tempfile.TemporaryDirectory(prefix="sw-") as folder:
-        undisturbed = Undisturbed(Path(folder), repeats, timeout_s=600.0 * repeats, speakers=SPEAKERS)
+        undisturbed = Undisturbed(Path(folder), repeats, timeout_s=600.0 * repeats, speakers=SPEAKERS, targets=TARGETS)
         for seed in seeds:
             where = keep / f"seed-{seed}"
             shutil.rmtree(where, ignore_errors=True)

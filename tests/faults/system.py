@@ -1,14 +1,13 @@
 """The system that faults happen to, and who watches it: card and roster at 20 Hz, a subscriber of everything.
 
-The real launcher, feed, capture, arbiter, viewer, transcriber (tiny.en), diarizer and summarizer (SmolLM2-135M); the
-translator is a stand-in that has a live seat on the card. The simulated card holds these live ones, or the summarizer
-and some of them. DATA lies on a small file system of its own, which can be filled; logs and switches lie beside it.
+The real launcher, feed, capture, arbiter, viewer, transcriber (tiny.en), diarizer, translator (the students) and
+summarizer (SmolLM2-135M). The simulated card holds the live ones, or the summarizer and some of them. DATA lies on a
+small file system of its own, which can be filled; logs and switches lie beside it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import threading
@@ -27,8 +26,8 @@ from tests.faults.troubled import TROUBLE, Trouble
 from tests.swaps import gpu
 from tests.system import Following, System, one_by_one, weights
 
-CARD_MIB, MARGIN_MIB = 760, 16
-PLANS: dict[str, dict[str, Any]] = {"translator": {"mib": 120, "step_s": 0.02, "every_s": 0.5}}  # a stand-in
+CARD_MIB, MARGIN_MIB = 820, 16  # 428 + 177 + 114 are live, the summarizer 470
+TARGETS = ("pt",)
 EVERYBODY = ("feed", "arbiter", *WORKERS, "viewer", "launcher")  # captures finish
 INTERVAL_S = 10.0  # of the minutes: a burst for each
 SPEAKERS = SpeakerSettings(settle_every_s=15.0)  # so that many clusterings meet something
@@ -52,7 +51,7 @@ class FaultSystem(System):
     """`folder` is outside of the small file system that DATA is on."""
 
     def __init__(self, processes: Processes, settings: Settings, folder: Path, source: Source) -> None:
-        super().__init__(processes, changed(settings), source, summaries=True, speakers=True)
+        super().__init__(processes, changed(settings), source, summaries=True, speakers=True, targets=TARGETS)
         self.folder = folder
         self._config = str(processes.config(self.settings))
         (folder / "logs").mkdir(parents=True)
@@ -66,7 +65,7 @@ class FaultSystem(System):
         weights(*self.more_weights)
         argv = [sys.executable, "-m", "tests.faults.troubled", str(self.folder), "launcher", self._config]
         env = {MARK: str(self.folder)}
-        self.launcher = self.processes.spawn([*argv, json.dumps(PLANS)], "launcher", env, **popen)
+        self.launcher = self.processes.spawn(argv, "launcher", env, **popen)
         return self.launcher
 
     def fill_disk(self) -> None:

@@ -1,8 +1,7 @@
 """A real process in a bad world: its messages are lost or doubled, its wall clock jumps, it does not hear Leases.
 
 python -m tests.faults.troubled FOLDER NAME MODULE ARGS...     runs MODULE as `python -m` would
-python -m tests.faults.troubled FOLDER launcher CONFIG PLANS   the real launcher; everything it starts is troubled, and
-                                                               what PLANS names is a stand-in (tests.standin_models)
+python -m tests.faults.troubled FOLDER launcher CONFIG         the real launcher; everything it starts is troubled
 
 Nothing of it is in the product: it replaces `wire.send` and `wire.receive`, the clock and a few calls of this one
 process. What happens to it stands in FOLDER/trouble (`Trouble` as JSON, looked at all the time). The arbiter's also
@@ -156,21 +155,18 @@ def watch_decisions(folder: Path) -> None:
     signal.pidfd_send_signal = noting_kill
 
 
-def launcher(folder: str, config: str, plans: dict[str, dict[str, Any]]) -> None:
+def launcher(folder: str, config: str) -> None:
     """The real launcher over the table, each row's command wrapped."""
-    from common.child import Want, wants
+    from common.child import wants
     from common.launch import Launcher
     from common.settings import load
 
     settings = load(config, (), {})
-    table = {w.name: w for w in wants(settings, ["--config", config])}
-    for name, plan in plans.items():
-        command = ("-m", "tests.standin_models", "--config", config, "worker", name, json.dumps(plan))
-        table[name] = msgspec.structs.replace(table.get(name, Want(name=name)), command=command)
-    for name, want in table.items():
-        wrapped = ("-m", "tests.faults.troubled", folder, name, *want.command[1:])
-        table[name] = msgspec.structs.replace(want, command=wrapped)
-    Launcher(settings, list(table.values()), lambda line: print(f"-- {line}", flush=True)).run()
+    table = [
+        msgspec.structs.replace(want, command=("-m", "tests.faults.troubled", folder, want.name, *want.command[1:]))
+        for want in wants(settings, ["--config", config])
+    ]
+    Launcher(settings, table, lambda line: print(f"-- {line}", flush=True)).run()
 
 
 def main() -> None:
@@ -179,7 +175,7 @@ def main() -> None:
     trouble_messages(world)
     trouble_clock(world)
     if name == "launcher":
-        launcher(folder, rest[0], json.loads(rest[1]))
+        launcher(folder, rest[0])
         return
     if name == "arbiter":
         watch_decisions(Path(folder))

@@ -1,6 +1,7 @@
 """A stand-in for nvidia-ml-py: two cards whose figures are made up. $STANDIN_NVML names a folder with its faults.
 
-Files there: `hang` (the next call does not return), `error` (it raises), `nofigures` (processes without figures).
+Files there: `hang` (the next call does not return), `error` (it raises), `nofigures` (processes without figures),
+`noprocesses` (it refuses to tell of processes).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 FAULTS = Path(os.environ["STANDIN_NVML"])
 GIB = 2**30
+UUIDS = ["GPU-aaaa", "GPU-abbb"]
 
 
 class NVMLError(Exception):
@@ -27,8 +29,19 @@ def nvmlDeviceGetHandleByIndex(index: int) -> int:
     return index
 
 
+def nvmlDeviceGetCount() -> int:
+    return len(UUIDS)
+
+
+def nvmlDeviceGetUUID(handle: int) -> str:
+    return UUIDS[handle]
+
+
 def nvmlDeviceGetHandleByUUID(uuid: str) -> int:
-    return {"GPU-aaaa": 0, "GPU-bbbb": 1}[uuid]
+    """Whole ones only, as NVML has it."""
+    if uuid not in UUIDS:
+        raise NVMLError("Not Found")
+    return UUIDS.index(uuid)
 
 
 def nvmlDeviceGetName(handle: int) -> str:
@@ -44,6 +57,8 @@ def nvmlDeviceGetMemoryInfo(handle: int) -> SimpleNamespace:
 
 
 def nvmlDeviceGetComputeRunningProcesses(handle: int) -> list[SimpleNamespace]:
+    if (FAULTS / "noprocesses").exists():
+        raise NVMLError("Not Supported")
     size = None if (FAULTS / "nofigures").exists() else 2 * GIB
     return [SimpleNamespace(pid=4711, usedGpuMemory=size)]
 

@@ -1,0 +1,1 @@
+"""What Swapscribe is worth and costs, measured. Each file is a program; others use `scores` and `scorecard`, too."""
