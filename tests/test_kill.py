@@ -231,10 +231,10 @@ def test_a_live_pipe_goes_on_after_its_capture_was_killed(processes: Processes, 
     try:
         stream = follower.wait("stream_started").stream
         await_more(follower, 2)
-        pid = 0
-        for _ in range(4):  # each restart waits longer, and a pipe holds two seconds
-            pid = system.up("capture@talk", but=pid)
+        pid = system.up("capture@talk")
+        while pipe.untaken_s < 1.0:  # each restart waits longer, and a pipe holds two seconds
             system.kill("capture@talk")
+            pid = system.up("capture@talk", but=pid)
         end = body(follower.wait("stream_ended", 90.0)).end
     finally:
         pipe.close()
@@ -259,7 +259,7 @@ class LivePipe:
 
     def __init__(self, process: Started, pcm: bytes) -> None:
         assert process.popen.stdin
-        self._pipe, self._pcm, self.lasted_s = process.popen.stdin, pcm, 0.0
+        self._pipe, self._pcm, self.lasted_s, self.untaken_s = process.popen.stdin, pcm, 0.0, 0.0
         os.set_blocking(self._pipe.fileno(), False)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -270,8 +270,10 @@ class LivePipe:
         while at < len(self._pcm) and not self._stop.wait(0.02):
             due = int((time.monotonic() - began) * RATE) * 2
             while at + piece <= due:
-                with contextlib.suppress(BlockingIOError):
+                try:
                     os.write(self._pipe.fileno(), self._pcm[at : at + piece])
+                except BlockingIOError:
+                    self.untaken_s += piece / 2 / RATE
                 at += piece
         self.lasted_s = time.monotonic() - began
         self._pipe.close()
