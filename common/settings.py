@@ -226,6 +226,7 @@ class Settings(Section, frozen=True, kw_only=True):
 
 
 SOURCE_KINDS = ("file", "stdin", "pcm", "microphone", "loopback")
+SIGNED = ("level_gate_dbfs", "logprob_threshold")  # all other numbers count or measure something
 PCM_FORMATS = ("s16le", "s16be", "s24le", "s32le", "f32le", "u8", "mulaw", "alaw")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}")
 
@@ -301,6 +302,8 @@ def _check(s: Settings) -> None:
         for key, value in msgspec.structs.asdict(getattr(s, section)).items():
             if isinstance(value, float) and not isfinite(value):  # JSON has no such number, and NaN is below nothing
                 raise UserError(f"settings: {section}.{key}: {value} is no finite number; give one, or leave it out")
+            if isinstance(value, int | float) and value < 0 and key not in SIGNED:
+                raise UserError(f"settings: {section}.{key}: {value} is below the least allowed, 0")
     for name, low, value in (
         ("capture.ram_s", 30, s.capture.ram_s),
         ("capture.sync_interval_ms", 20, s.capture.sync_interval_ms),
@@ -308,30 +311,17 @@ def _check(s: Settings) -> None:
         ("transcriber.threads", 1, s.transcriber.threads),
         ("transcriber.max_utterance_s", 2, s.transcriber.max_utterance_s),
         ("transcriber.silence_run_s", 1, s.transcriber.silence_run_s),
-        ("transcriber.language_pause_s", 0, s.transcriber.language_pause_s),
         ("transcriber.batch_most", 1, s.transcriber.batch_most),
-        ("transcriber.batch_windows", 0, s.transcriber.batch_windows),
         ("transcriber.batch_lag_s", 0.1, s.transcriber.batch_lag_s),
         ("transcriber.interim_every_s", 0.1, s.transcriber.interim_every_s),
-        ("gpu.index", 0, s.gpu.index),
-        ("gpu.cap_mib", 0, s.gpu.cap_mib),
-        ("gpu.margin_mib", 0, s.gpu.margin_mib),
-        ("gpu.simulated_mib", 0, s.gpu.simulated_mib),
         ("gpu.max_hold_s", 1, s.gpu.max_hold_s),
-        ("gpu.rest_swaps", 0, s.gpu.rest_swaps),
-        ("gpu.keep_at_least_s", 0, s.gpu.keep_at_least_s),
-        ("gpu.keep_reloads", 0, s.gpu.keep_reloads),
         ("gpu.keep_here", 1, s.gpu.keep_here),
-        ("gpu.evicted_for_s", 0, s.gpu.evicted_for_s),
-        ("gpu.transcriber_weight", 0, s.gpu.transcriber_weight),
-        ("gpu.translator_weight", 0, s.gpu.translator_weight),
         ("gpu.stuck_after_s", 1, s.gpu.stuck_after_s),
         ("gpu.offload_within_s", 0.1, s.gpu.offload_within_s),
         ("gpu.offload_at_least_s", 0.1, s.gpu.offload_at_least_s),
         ("gpu.reclaim_within_s", 0.1, s.gpu.reclaim_within_s),
         ("gpu.measure_timeout_s", 0.2, s.gpu.measure_timeout_s),
         ("speakers.threads", 1, s.speakers.threads),
-        ("speakers.max", 0, s.speakers.max),
         ("speakers.hop_s", 0.25, s.speakers.hop_s),
         ("speakers.longest_hop_s", s.speakers.hop_s, s.speakers.longest_hop_s),
         ("speakers.busy_lag_s", 0.5, s.speakers.busy_lag_s),
@@ -341,7 +331,6 @@ def _check(s: Settings) -> None:
         ("translate.hold_s", 0.5, s.translate.hold_s),
         ("translate.batch_most", 1, s.translate.batch_most),
         ("summary.threads", 1, s.summary.threads),
-        ("summary.interval_s", 0, s.summary.interval_s),
         ("summary.max_new_tokens", 16, s.summary.max_new_tokens),
         ("summary.context_tokens", s.summary.max_new_tokens + 512, s.summary.context_tokens),
         ("summary.prefill_tokens", 16, s.summary.prefill_tokens),
@@ -366,6 +355,8 @@ def _check(s: Settings) -> None:
         raise UserError(f"settings: speakers.longest_hop_s: {s.speakers.longest_hop_s} is over 8")
     if s.transcriber.max_utterance_s > 25:
         raise UserError(f"settings: transcriber.max_utterance_s: {s.transcriber.max_utterance_s} is over 25")
+    if s.viewer.port > 65_535:
+        raise UserError(f"settings: viewer.port: {s.viewer.port} is over 65535")
     if not 0.2 <= s.transcriber.vad_threshold <= 0.95:
         raise UserError(f"settings: transcriber.vad_threshold: {s.transcriber.vad_threshold} is not within 0.2 to 0.95")
 

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from common import auto, card, models, nvml, profiles
 from common.cli import Given
 from common.hub import Site
-from common.settings import Settings, UserError, load
+from common.settings import Section, Settings, UserError, load
 from tests.conftest import ROOT, Processes, clean_environment, wait_for
 
 CARD = nvml.Device(name="stand-in card", total_mib=16_303, free_mib=16_000)
@@ -61,6 +62,30 @@ def test_a_number_without_an_end_is_one_line(folder: Path, key: str, value: str)
     for layer in ((f"[{section}]\n{name} = {value}",), ("", f"{key}={value}")):
         with pytest.raises(UserError, match=rf"^settings: {key}: {value} is no finite number; give one"):
             settings_of(folder, *layer)
+
+
+@pytest.mark.pure
+def test_no_number_is_below_zero_but_levels(folder: Path) -> None:
+    sections = {n: getattr(Settings(), n) for n in Settings.__struct_fields__}
+    numbers = [
+        f"{section}.{key}"
+        for section, values in sections.items()
+        if isinstance(values, Section)
+        for key, value in msgspec.structs.asdict(values).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    assert len(numbers) > 60
+    levels = {"transcriber.level_gate_dbfs", "transcriber.logprob_threshold"}
+    for key in {*numbers} - levels:
+        with pytest.raises(UserError, match=rf"^settings: {key}: -1(\.0)? is (below|not within)"):
+            settings_of(folder, "", f"{key}=-1")
+    assert all(settings_of(folder, "", f"{key}=-1") for key in levels)
+
+
+@pytest.mark.pure
+def test_there_is_no_port_over_the_last(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"^settings: viewer\.port: 65536 is over 65535"):
+        settings_of(folder, "", "viewer.port=65536")
 
 
 @pytest.mark.pure
