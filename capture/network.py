@@ -32,18 +32,21 @@ STEADY_S = 5.0  # a connection that gave so much sound makes the next retry quic
 LOST_S = 0.1  # less than this is rounding of time stamps
 STRANGE_S = 3600.0  # a larger jump of time stamps is another clock
 BURST_S = 10.0  # at most; what a server sends at once at the beginning lies in the past
+WAITED_S = 0.04  # a burst is over when we waited so much longer than half of its sound lasts: less is the scheduler
 
 
 def bursts(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The same pieces, the first ones as one until one had to be waited for: all of them lie before this moment."""
-    waiting, sound, source = list[Piece](), 0.0, iter(pieces)
+    """The same pieces, the first ones as one until some had to be waited for: all of them lie before this moment."""
+    waiting, sound, waited_s, source = list[Piece](), 0.0, 0.0, iter(pieces)
     while sound < BURST_S:
         asked_s = time.monotonic()
         if (piece := next(source, None)) is None:
             break
         waiting.append(piece)
         sound += piece.sound_s
-        if len(waiting) > 1 and piece.sound_s and time.monotonic() - asked_s > piece.sound_s / 2:
+        if len(waiting) > 1 and piece.sound_s:
+            waited_s = max(0.0, waited_s + time.monotonic() - asked_s - piece.sound_s / 2)
+        if waited_s > WAITED_S:
             break
     if waiting:
         yield Piece(b"".join(p.pcm for p in waiting), waiting[0].at_s, sound)

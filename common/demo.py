@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from pathlib import Path
 from statistics import median
 
@@ -50,6 +51,7 @@ class Demo:
 
     STUCK_S = 120.0  # no process of the demo has a reason to do nothing for so long,
     START_S = 600.0  # but on a busy machine models may take long to be loaded
+    BACK_S = 20.0  # captions that still wait for the GPU at the end are back by then, or the arbiter has gone
 
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
         self._expected, self._say, self._settings = len(settings.source), say, settings
@@ -57,6 +59,7 @@ class Demo:
         self._everything = FeedClient(settings)
         self.events: list[m.Event] = []
         self._began = self._moved_at = time.monotonic()
+        self._over_at = inf
         self._place = 0
         self._failure = "interrupted"
 
@@ -81,8 +84,11 @@ class Demo:
             if place != self._place:
                 self._place, self._moved_at = place, now
             if self._is_over(beat):
-                self._failure = ""
-                launcher.stop()
+                self._over_at = min(self._over_at, now)
+                gpu = self._captions.gpu
+                if gpu is None or gpu.captions_resume_in_s < 0 or now - self._over_at > self.BACK_S:
+                    self._failure = ""
+                    launcher.stop()
         if complaints := [s for s in launcher.slots if s.complaint]:
             self._failure = f"{complaints[0].want.name} cannot run"
             launcher.stop()

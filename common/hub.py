@@ -103,10 +103,10 @@ class Site:
                     said[0] = ""
             except urllib.error.HTTPError:
                 said[0] = ""
-            except urllib.error.URLError as e:
-                said[0] = why(e.reason)
             except (OSError, http.client.HTTPException, ValueError) as e:
-                said[0] = why(e)
+                reason = e.reason if isinstance(e, urllib.error.URLError) else e
+                if not isinstance(reason, TimeoutError):  # that is said already, however the two clocks race
+                    said[0] = why(reason)
 
         asking = threading.Thread(target=ask, daemon=True)  # looking up a name has no time-out of its own
         asking.start()

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import hypothesis
 import msgspec
 import pytest
 
@@ -34,6 +35,11 @@ ROOT = Path(__file__).resolve().parent.parent
 collect_ignore = [] if card.kind(Settings()) == "cuda" else ["test_cuda.py"]
 if find_spec("meeteval") is None:  # optional: a C compiler builds it
     collect_ignore.append("test_cpwer.py")
+# As much as the profile that is on (hypothesis' own of CI, say) wants, but a busy machine fails no example.
+hypothesis.settings.register_profile(
+    "swapscribe", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("swapscribe")
 CALIBRATION = "calibration.json"
 _calibration: list[bytes] = []  # of the newest test that left one: every start would cost seconds otherwise
 T = TypeVar("T")

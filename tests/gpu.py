@@ -79,7 +79,7 @@ class Gpu:
         assert isinstance(answer, m.Done), answer
         return msgspec.json.decode(answer.detail, type=m.GpuState)
 
-    def until(self, what: Callable[[dict[str, m.GpuWorker]], object], timeout_s: float = 10.0, why: str = "") -> float:
+    def until(self, what: Callable[[dict[str, m.GpuWorker]], object], timeout_s: float = 30.0, why: str = "") -> float:
         """Wait until the workers are as `what` says; returns the seconds it took."""
         began = time.monotonic()
         last: list[m.GpuState] = []
@@ -94,7 +94,7 @@ class Gpu:
         wait_for(asked, timeout_s, why or f"another state of the GPU than {last}")
         return time.monotonic() - began
 
-    def has(self, name: str, timeout_s: float = 10.0, but: int = 0) -> float:
+    def has(self, name: str, timeout_s: float = 30.0, but: int = 0) -> float:
         """Wait until the worker (another one than pid `but`) is on the GPU."""
 
         def on(workers: dict[str, m.GpuWorker]) -> bool:

@@ -51,7 +51,11 @@ def behave(process: Process) -> int:
     path = process.settings.data / f"fault-{process.name}"
     deaf = False
     while deaf or not process.stopping:
-        kind, _, number = (path.read_text() if path.exists() else "").partition(" ")
+        try:
+            fault = path.read_text()
+        except FileNotFoundError:  # none, or mended this moment
+            fault = ""
+        kind, _, number = fault.partition(" ")
         if kind == "exit":
             os._exit(int(number))
         if kind == "signal":

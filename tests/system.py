@@ -21,7 +21,6 @@ import numpy as np
 
 from common import messages as m
 from common import models, wire
-from common.console import free_port
 from common.feed_client import FeedClient, replay
 from common.fetch import fetch
 from common.process import holder, signal_holder, wait_gone
@@ -48,7 +47,7 @@ class System:
         speakers: bool = False,  # they take a part of a core
         targets: tuple[str, ...] = (),  # languages that captions are translated to
     ) -> None:
-        viewer = msgspec.structs.replace(settings.viewer, port=free_port())
+        viewer = msgspec.structs.replace(settings.viewer, port=0)
         summary = msgspec.structs.replace(settings.summary, enabled=summaries)
         who = msgspec.structs.replace(settings.speakers, enabled=speakers)
         into = msgspec.structs.replace(settings.translate, targets=targets or settings.translate.targets)

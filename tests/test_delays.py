@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +26,7 @@ from workers.window import Window
 
 pytestmark = pytest.mark.pure
 NS = 10**9
+NOW = 5000.0  # where clocks stand still, the monotonic one
 
 
 def anchor(sample: int, at_s: float, boot: str = "here", ahead_s: float = 1e6) -> backlog.Anchor:
@@ -78,6 +78,14 @@ def test_across_a_restart_of_the_machine_the_wall_clock_counts() -> None:
 # A final's way
 
 
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both clocks stand, whatever the disk takes."""
+    now = anchor(0, NOW)
+    monkeypatch.setattr("workers.delays.time", SimpleNamespace(monotonic=lambda: NOW))
+    monkeypatch.setattr(backlog, "anchor_now", lambda sample: msgspec.structs.replace(now, sample=sample))
+
+
 def session(folder: Path, heard_s: float, lane: str = "live") -> Any:
     """A stream whose sample 0 was heard `heard_s` ago."""
     now = backlog.anchor_now(0)
@@ -103,50 +111,48 @@ def found(delays: Delays, lane: str = "live") -> dict[str, float]:
     return {d.stage: d.p50_s for d in delays.figures()}
 
 
-def test_the_stages_of_a_final_add_up_to_its_delay(tmp_path: Path) -> None:
-    delays, now = Delays(300.0, interim=False), time.monotonic()
-    delays.final(session(tmp_path, 10.0), WORK, said(S, 2 * S), Timed(now - 1.5, now - 0.5))
+def test_the_stages_of_a_final_add_up_to_its_delay(tmp_path: Path, still: None) -> None:
+    delays = Delays(300.0, interim=False)
+    delays.final(session(tmp_path, 10.0), WORK, said(S, 2 * S), Timed(NOW - 1.5, NOW - 0.5))
     got = found(delays)
-    assert got == pytest.approx(
-        {"total": 8.0, "end": 1.0, "wait": 5.5, "decode": 1.0, "commit": 0.5}, abs=0.2
-    )  # the clock runs on
+    assert got == pytest.approx({"total": 8.0, "end": 1.0, "wait": 5.5, "decode": 1.0, "commit": 0.5}, abs=0.005)
     assert sum(v for k, v in got.items() if k != "total") == pytest.approx(got["total"], abs=0.005)
 
 
-def test_without_words_the_voice_counts_and_what_is_no_caption_does_not(tmp_path: Path) -> None:
-    delays, now = Delays(300.0, interim=False), time.monotonic()
+def test_without_words_the_voice_counts_and_what_is_no_caption_does_not(tmp_path: Path, still: None) -> None:
+    delays = Delays(300.0, interim=False)
     one = session(tmp_path, 10.0)
-    delays.final(one, WORK, said(kind="suppressed"), Timed(now, now))
+    delays.final(one, WORK, said(kind="suppressed"), Timed(NOW, NOW))
     assert not delays.figures()
-    delays.final(one, WORK, said(), Timed(now, now))
+    delays.final(one, WORK, said(), Timed(NOW, NOW))
     assert found(delays)["end"] == pytest.approx(0.5)
 
 
-def test_a_recording_is_heard_at_no_time(tmp_path: Path) -> None:
-    delays, now = Delays(300.0, interim=True), time.monotonic()
-    delays.final(session(tmp_path, 10.0, "batch"), WORK, said(S), Timed(now - 1.0, now))
+def test_a_recording_is_heard_at_no_time(tmp_path: Path, still: None) -> None:
+    delays = Delays(300.0, interim=True)
+    delays.final(session(tmp_path, 10.0, "batch"), WORK, said(S), Timed(NOW - 1.0, NOW))
     assert set(found(delays, "batch")) == {"decode", "commit"}
 
 
-def test_the_first_text_of_an_utterance_counts_once_and_it_may_be_the_final(tmp_path: Path) -> None:
-    delays, now = Delays(300.0, interim=True), time.monotonic()
+def test_the_first_text_of_an_utterance_counts_once_and_it_may_be_the_final(tmp_path: Path, still: None) -> None:
+    delays = Delays(300.0, interim=True)
     one = session(tmp_path, 10.0)
     under_way = UnderWay("s", WORK.speech[0], WORK.voiced[0], 2 * S, 2 * S, b"")
     delays.text(one, under_way)
     delays.text(one, under_way)
-    delays.final(one, WORK, said(S), Timed(now, now))
+    delays.final(one, WORK, said(S), Timed(NOW, NOW))
     (first,) = (d for d in delays.figures() if d.stage == "first_text")
-    assert first.count == 1 and first.p50_s == pytest.approx(9.0, abs=0.2)
+    assert first.count == 1 and first.p50_s == pytest.approx(9.0, abs=0.005)
     one.told_of = -1
     short = msgspec.structs.replace(WORK, voiced=(S, 2 * S))
-    delays.final(one, short, said(S), Timed(now, now))
+    delays.final(one, short, said(S), Timed(NOW, NOW))
     assert {d.count for d in delays.figures() if d.stage == "first_text"} == {2}
     assert "text_left_out" not in found(delays), "so short a word may be over before anybody looks"
     assert backlog.seconds(WORK.voiced[1] - WORK.voiced[0]) >= LOOKED_AT_S
-    delays.final(one, WORK, said(S), Timed(now, now))
-    assert found(delays)["text_left_out"] == pytest.approx(9.0, abs=0.2)
+    delays.final(one, WORK, said(S), Timed(NOW, NOW))
+    assert found(delays)["text_left_out"] == pytest.approx(9.0, abs=0.005)
     off = Delays(300.0, interim=False)
-    off.final(one, WORK, said(S), Timed(now, now))
+    off.final(one, WORK, said(S), Timed(NOW, NOW))
     assert "first_text" not in found(off)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from benchmarks import scorecard, scores
 from benchmarks.scorecard import Reference
 from common import backlog, cli_demo
 from common import messages as m
-from common.demo import MEETING, late_s, middle_and_worst, over, translated_late_s
+from common.demo import MEETING, Demo, late_s, middle_and_worst, over, translated_late_s
 from common.settings import Settings, Source
 
 pytestmark = pytest.mark.pure
@@ -266,6 +267,42 @@ def test_it_is_over_when_everybody_is_done() -> None:
                          "summarizer": {"transcript": 6}}.items():  # fmt: skip
         assert not over(beat(places=PLACES | {name: behind}), WANTED), name
         assert not over(beat(places={k: v for k, v in PLACES.items() if k != name}), WANTED), name
+
+
+class Turns:
+    """Stand-in for launcher, feed and clock of a demo: what its turns see, and whether they have ended it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        told = m.Beat(protocol=1, journal="j", head=0, at_ns=0, streams={"s": beat()}, workers={}, captures={})
+        self.captions = SimpleNamespace(beat=told, gpu=None, lines=list)
+        self.slots, self.all_up, self.stopped, self.now_s = list[Any](), True, False, 0.0
+        monkeypatch.setattr("common.demo.time", SimpleNamespace(monotonic=lambda: self.now_s))
+        monkeypatch.setattr("common.demo.FeedClient", lambda settings: SimpleNamespace(poll=lambda timeout_s: []))
+        monkeypatch.setattr("common.demo.console.Captions", lambda settings, after: self.captions)
+        one = Source(name="meeting", kind="file", path="x", pace="max")
+        self.demo = Demo(msgspec.structs.replace(WANTED, source=(one,)), print)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def turn(self, now_s: float, resume_in_s: float) -> bool:
+        """Has it ended?"""
+        self.now_s, self.captions.gpu = now_s, SimpleNamespace(captions_resume_in_s=resume_in_s)
+        self.demo.turn(self)  # type: ignore[arg-type]
+        return self.stopped
+
+
+def test_it_ends_when_captions_are_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns(monkeypatch)
+    assert not turns.turn(1.0, 3.0) and not turns.turn(2.0, 0.0)
+    assert turns.turn(3.0, -1.0) and turns.demo.finished
+
+
+def test_captions_that_do_not_come_back_hold_up_nothing_that_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns(monkeypatch)
+    assert not turns.turn(1.0, 3.0) and not turns.turn(1.0 + Demo.BACK_S, 3.0)
+    assert turns.turn(1.1 + Demo.BACK_S, 3.0) and turns.demo.finished
+    assert Demo.BACK_S < Demo.STUCK_S
 
 
 def test_nobody_waits_for_who_is_not_there() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -265,12 +266,17 @@ def test_what_comes_at_once_is_one_piece(monkeypatch: pytest.MonkeyPatch) -> Non
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
-    def connection() -> list[Piece]:
-        for i in range(8):
-            now[0] += 0.1 if i >= 4 else 0.001
-            yield Piece(bytes([i]), i / 10, 0.1)  # type: ignore[misc]
+    def connection(sound_s: float, *took_s: float) -> Iterator[Piece]:
+        for i, one_s in enumerate(took_s):
+            now[0] += one_s
+            yield Piece(bytes([i]), i * sound_s, sound_s)
 
-    pieces = list(bursts(connection()))
+    pieces = list(bursts(connection(0.1, *[0.001] * 4, *[0.1] * 4)))
     assert [p.pcm for p in pieces] == [bytes(range(5)), b"\5", b"\6", b"\7"]
     assert (pieces[0].at_s, round(pieces[0].sound_s, 3)) == (0.0, 0.5)
+    late = [1.0, *[0.001] * 3, 0.03, *[0.001] * 3, 0.03, *[0.001] * 3]  # another process had the core meanwhile
+    small = list(bursts(connection(0.02, *late, *[0.021] * 9)))
+    assert [len(p.pcm) for p in small] == [12 + 4, 1, 1, 1, 1, 1]
+    chunks = list(bursts(connection(0.02, *[0.001] * 4, *[0.2, *[0.001] * 9] * 2)))  # a server that sends 0.2 s at once
+    assert len(chunks[0].pcm) == 5
     assert list(bursts([])) == []

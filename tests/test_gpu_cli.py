@@ -121,11 +121,12 @@ def test_orders_by_hand(gpu: Gpu) -> None:
 
     assert "transcriber keeps the GPU" in cli("gpu", "pin", "transcriber")
     assert "is pinned" in cli("gpu", "evict", "transcriber", fails=True)
-    gpu.worker("summarizer", want_mib=900, lane="burst", works_s=0.2)
+    gpu.worker("summarizer", want_mib=900, lane="burst")
     gpu.until(lambda s: "is pinned" in s["summarizer"].reason if "summarizer" in s else False)
     assert "summarizer cannot be served: transcriber is pinned" in cli("gpu", "swap", fails=True)
     cli("gpu", "unpin", "transcriber")
     gpu.has("summarizer")
+    gpu.script("summarizer", want_mib=0, lane="burst")
     gpu.has("transcriber")
 
     assert "may come back in 10 s" in cli("gpu", "evict", "transcriber")
@@ -208,12 +209,16 @@ def test_the_feed_the_captions_and_the_page_show_a_burst(processes: Processes, s
         return page.get("/metrics")[1]
 
     wait_for(lambda: "swapscribe_gpu_swaps_total 1.0" in metrics(), what="the swap in the metrics")
-    leased = re.search(r'swapscribe_gpu_worker_bytes{worker="transcriber"} (\S+)', metrics())
-    assert leased and float(leased[1]) == 600 * MIB
+
+    def leased() -> float:
+        found = re.search(r'swapscribe_gpu_worker_bytes{worker="transcriber"} (\S+)', metrics())
+        return float(found[1]) if found else 0.0
+
+    wait_for(lambda: leased() == 600 * MIB, what="the lease in the metrics")
     status = next(data for kind, _, data in page.events() if kind == "status" and data["gpu"])
     assert {w["worker"] for w in status["gpu"]["workers"]} == {"transcriber", "summarizer"}
-    text = Cli(gpu)("status")
-    assert re.search(r"gpu: +simulated card, 600 MiB of 984 MiB leased; idle", text)
+    cli, line = Cli(gpu), r"gpu: +simulated card, 600 MiB of 984 MiB leased; idle"
+    wait_for(lambda: re.search(line, cli("status")), what=line)
     client.close()
     gpu.close()
 

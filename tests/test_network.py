@@ -155,7 +155,7 @@ def test_a_wrong_password_and_garbage_are_one_line(capturing: Capturing, station
     for url, says in rows.items():
         capturing.configure(Source(name="u", kind="file", path=url))
         process = capturing.start("u")
-        assert process.wait(40) == 2
+        assert process.wait(120) == 2
         (line,) = (x for x in process.output().splitlines() if not x.startswith("{"))
         assert line.startswith("swapscribe: ") and says in line, line
         assert_no_secret(capturing, process)

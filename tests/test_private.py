@@ -93,7 +93,7 @@ def test_a_system_that_is_started_waits_for_its_end(private: Private, folder: Pa
     system = private.swapscribe("run-all", "--source", f"pcm:{folder / 'mic'} name=mic")
     wait_for(lambda: wait_for_import(system), 60, "the command")
     assert launcher.stop() == 0
-    said(system, "-- profile")
+    said(system, "-- feed started as pid")  # by then it hears signals
     assert system.stop(60) == 0
 
 

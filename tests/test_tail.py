@@ -12,6 +12,7 @@ from common.settings import Settings
 from tests.conftest import ROOT, Started, clean_environment
 from tests.pages import Producer
 
+SILENT = "swapscribe: the feed is silent; captions go on when it is back"  # it may be, on a busy machine
 Tail = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -42,4 +43,4 @@ def test_a_tail_whose_reader_has_gone_ends(tail: Tail, producer: Producer, args:
     for process in (spoken, silent):
         process.stdout.close()
         assert process.wait(20) == 0
-        assert process.stderr and process.stderr.read() == ""
+        assert process.stderr and set(process.stderr.read().splitlines()) <= {SILENT}
