@@ -15,7 +15,7 @@ from common import messages as m
 from common.feed_client import replay
 from common.settings import Settings, ViewerSettings
 from tests.conftest import Processes, Started, wait_for
-from tests.pages import SECOND, STREAM, Events, Page, Producer, start_stream
+from tests.pages import SECOND, STREAM, Events, Page, Producer, lasting_port, start_stream
 from workers.viewer import SHOWN
 
 
@@ -72,7 +72,7 @@ def test_a_reconnect_loses_and_doubles_nothing(processes: Processes, producer: P
 def test_a_killed_viewer_and_a_killed_feed_lose_and_double_nothing(
     processes: Processes, feed: Started, producer: Producer, settings: Settings
 ) -> None:
-    page = Page(processes)
+    page = Page(processes, port=lasting_port())
     got = page.events(0).ids(until=[producer.say(str(i)) for i in range(20)][9])
     page.process.kill()
     middle = [producer.say(str(i)) for i in range(20)][9]
