@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import random
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +23,14 @@ from tests.conftest import Processes, wait_for
 
 STREAM = "mic-20250101T000000Z"
 SECOND = m.SAMPLE_RATE
+
+
+def lasting_port() -> int:
+    """A free port for a viewer that is killed and comes back to it: none that the kernel gives to others meanwhile."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise OSError("a hundred ports are in use")
 
 
 class Page:

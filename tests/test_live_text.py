@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import time
 from pathlib import Path
 
 import msgspec
@@ -72,6 +73,9 @@ def test_interim_text_comes_before_its_final_and_changes_no_final_also_when_kill
     wait_for(lambda: system.log("transcriber").count('"granted"') > grants, 120.0, "the model")
     system.signal("capture@talk", signal.SIGCONT)
     wait_for(lambda: told(2), 90.0, "interim text")
+    system.signal("transcriber", signal.SIGSTOP)  # all that it has said comes here, and nothing of its next life
+    passed_on_ns = time.time_ns() + 10**9  # a beat of then has what waited at the feed before it
+    wait_for(lambda: follow() or (client.last_beat and client.last_beat.at_ns > passed_on_ns), what="a beat")
     system.kill("transcriber")
     lived = len(seen)
     wait_for(lambda: follow() or ended, 120.0, "the end of the stream")

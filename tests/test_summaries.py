@@ -29,13 +29,12 @@ class Transcriber:
 
     def __init__(self, settings: Settings) -> None:
         self._appender, self.n, self.at = Appender(settings, "transcriber"), 0, 0
-        wait_for(lambda: self._add(0, m.StreamStarted(source="t", lane="live", started_ns=1)), 20.0, "the feed")
+        self._add(0, m.StreamStarted(source="t", lane="live", started_ns=1))
 
-    def _add(self, upto: int, *bodies: m.Body) -> bool:
-        answer = self._appender.append(STREAM, self.n, {"audio": upto}, bodies, timeout_s=1.0)
+    def _add(self, upto: int, *bodies: m.Body) -> None:
+        answer = self._appender.append(STREAM, self.n, {"audio": upto}, bodies, timeout_s=20.0)
         assert isinstance(answer, m.At) and answer.n == self.n + 1, answer
         self.n, self.at = answer.n, upto
-        return True
 
     def purged(self) -> None:
         """A purge counts as two appends; a stream of this name that comes again is new."""
@@ -62,9 +61,10 @@ def test_minutes_at_intervals_when_asked_and_at_the_end_over_a_kill(processes: P
         gpu=GpuSettings(device="simulated", patience_s=0.2, silence_s=0.0),
         summary=SummarySettings(interval_s=60.0, max_new_tokens=16, context_tokens=1024, prefill_tokens=64),
     )
-    processes.start("workers.feed", settings=settings)
+    feed = processes.start("workers.feed", settings=settings)
     processes.start("arbiter", settings=settings)
     first = processes.start("workers.summarizer", settings=settings)
+    wait_for(lambda: "serving" in feed.output(), what="the feed")
     transcriber = Transcriber(settings)
     follower = Following(settings)
 

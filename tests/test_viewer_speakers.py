@@ -8,7 +8,7 @@ import time
 from common import messages as m
 from common.feed_client import Appender, replay
 from tests.conftest import Processes
-from tests.pages import STREAM, Page, Producer, until
+from tests.pages import STREAM, Page, Producer, lasting_port, until
 from tests.standin_turns import StandinTurns
 
 
@@ -37,7 +37,7 @@ def test_captions_come_at_once_and_their_speakers_when_they_are_known(processes:
 
 
 def test_a_viewer_that_was_killed_knows_the_speakers_again(processes: Processes, producer: Producer) -> None:
-    page, turns = Page(processes), StandinTurns(producer.settings, STREAM)
+    page, turns = Page(processes, port=lasting_port()), StandinTurns(producer.settings, STREAM)
     turns.turn("S1", 0, 9)
     seq = producer.say("hello")
     until(page.events(0), "speakers", lambda d: d["runs"])

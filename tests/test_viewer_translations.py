@@ -11,7 +11,7 @@ from common import messages as m
 from common.feed_client import Appender
 from common.settings import Settings
 from tests.conftest import Processes
-from tests.pages import SECOND, STREAM, Events, Page, Producer, until
+from tests.pages import SECOND, STREAM, Events, Page, Producer, lasting_port, until
 from tests.standin_turns import StandinTurns
 
 pytestmark = pytest.mark.processes
@@ -78,7 +78,7 @@ def test_translations_follow_corrections_and_relabels(
 def test_a_viewer_that_was_killed_knows_the_translations_again(
     processes: Processes, producer: Producer, translator: StandinTranslator
 ) -> None:
-    page = Page(processes)
+    page = Page(processes, port=lasting_port())
     producer.say("Good morning.")
     first = m.segment_id(STREAM, 0)
     translator.translate(first, "Bom dia.")
