@@ -23,6 +23,7 @@ import msgspec
 from common import backlog, topology
 from common.process import holder
 from common.settings import Settings, Source, UserError
+from common.spare import Spare
 
 LOG_BYTES = 10 * 1024 * 1024
 
@@ -36,6 +37,7 @@ class Want(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""  # a capture: exit 0 means that its source is finished
     finite: bool = False  # a capture whose source has an end
     stdin: bool = False  # reads the launcher's standard input
+    spare: bool = False  # a model worker: what a spare can become
 
     @property
     def stop_rank(self) -> int:
@@ -59,7 +61,12 @@ def wants(settings: Settings, passed: Sequence[str], more: Sequence[Source] = ()
     captures = {f"capture@{s.name}": want_capture(s, passed) for s in settings.source}
     return tuple(
         captures.get(name)
-        or Want(name=name, command=module_command(name, passed), survives=topology.row(name).survives_launcher)
+        or Want(
+            name=name,
+            command=module_command(name, passed),
+            survives=(row := topology.row(name)).survives_launcher,
+            spare=row.gpu != "no",
+        )
         for name in topology.names(settings)
     )
 
@@ -106,15 +113,20 @@ class Life:
         self.status: int | None = None  # as subprocess has it; None while alive, and for ever if not our child
 
     @classmethod
-    def start(cls, want: Want, log: Path) -> Life:
-        """Start a child in its own session: Ctrl-C in the terminal is for the launcher alone. Raises OSError."""
+    def start(cls, want: Want, log: Path, spare: Spare | None = None) -> Life:
+        """Start a child in its own session: Ctrl-C in the terminal is for the launcher alone. Raises OSError.
+
+        If the spare waits and can become it, it does.
+        """
         log.parent.mkdir(parents=True, exist_ok=True)
         if log.exists() and log.stat().st_size > LOG_BYTES:
             log.replace(log.with_name(log.name + ".1"))
         parent = () if want.survives else ("--parent", str(os.getpid()))
         with open(log, "ab") as out:
-            child = subprocess.Popen(
-                [sys.executable, *want.command, *parent],
+            command = [*want.command, *parent]
+            child = spare.become(command, log) if spare and want.spare else None
+            child = child or subprocess.Popen(
+                [sys.executable, *command],
                 stdin=None if want.stdin else subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -174,9 +186,10 @@ class Life:
     def same_command(self, want: Want) -> bool:
         """Was it started with the options that we would give it?"""
         try:
-            args = Path(f"/proc/{self.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[1:-1]
+            shown = Path(f"/proc/{self.pid}/cmdline").read_bytes().decode(errors="replace")
         except OSError:
             return True
+        args = shown.rstrip("\0").split("\0")[1:]
         if "--parent" in args:
             del args[args.index("--parent") : args.index("--parent") + 2]
         return [a for a in args if a != "--take-over"] == list(want.command)

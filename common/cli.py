@@ -133,6 +133,7 @@ def run_all(given: Given, whats: tuple[str, ...]) -> None:
     from common.launch import NAME, Launcher
     from common.orders import private, until
     from common.process import NameTaken, holder
+    from common.spare import Spare
 
     settings = given.settings()
     pick = auto.resolve(given.settings)
@@ -165,7 +166,8 @@ def run_all(given: Given, whats: tuple[str, ...]) -> None:
     passed = given.passed(*more)
     table = wants(settings, passed, first)
     guests = Guests(run, lambda source: want_capture(source, passed), first, settings.transcriber.model)
-    Launcher(settings, table, news, each_turn, sweeper(passed), guests).run()
+    spare = Spare(passed, settings.data / "logs" / "spare.log") if settings.launcher.spare else None
+    Launcher(settings, table, news, each_turn, sweeper(passed), guests, spare=spare).run()
 
 
 @cli.command()

@@ -27,6 +27,7 @@ from common.ends import Ends, ended_streams, source_ended
 from common.guests import Guests
 from common.process import EXIT_NAME_TAKEN, EXIT_USER_ERROR, NameLock, holder
 from common.settings import Settings
+from common.spare import Spare
 
 NAME = "launcher"
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.2, 10.0
@@ -37,6 +38,8 @@ TURN_S = 0.1
 IDS_KEPT = 1000
 PRIVATE = "ends with its command"  # the state under NAME of one that does
 FIRST_SWEEP_S, SWEEP_EVERY_S = 60.0, 3600.0
+SPARE_AFTER_S = 5.0  # of all model workers being up: it must not take the processor from one that loads
+SPARE_EVERY_S = 60.0  # should it die
 
 
 @dataclass
@@ -65,9 +68,10 @@ class Launcher:
         sweeper: Want | None = None,
         guests: Guests | None = None,
         private: bool = False,
+        spare: Spare | None = None,
     ) -> None:
         self.settings, self.say, self.each_turn, self.sweeper = settings, say, each_turn, sweeper
-        self.guests, self.private = guests, private
+        self.guests, self.private, self.spare = guests, private, spare
         self.run_dir = wire.run_dir(settings)
         self.slots = [Slot(w) for w in table]
         self.all_up = False  # has been so once
@@ -75,6 +79,7 @@ class Launcher:
         self._began = time.monotonic()
         self._sweep: Life | None = None
         self._sweep_at = self._began + FIRST_SWEEP_S
+        self._spare_at = 0.0  # when a new one may be started
         self._answers: dict[str, m.Answer] = {}
         self._garbage_said = False
         self._lock = NameLock(self.run_dir, NAME)
@@ -142,6 +147,7 @@ class Launcher:
             self.all_up = True
             self.say(f"all {len(self.slots)} processes are up after {time.monotonic() - self._began:.1f} s")
         self._sweep_audio(time.monotonic())
+        self._keep_spare(time.monotonic())
         if self.each_turn:
             self.each_turn(self)
         wire.poller(self._socket, *(s.life.fd for s in self.slots if s.life)).poll(int(TURN_S * 1000))
@@ -156,6 +162,16 @@ class Launcher:
             self._sweep_at = now + SWEEP_EVERY_S
             with contextlib.suppress(OSError):  # no memory for a fork: in an hour again
                 self._sweep = Life.start(self.sweeper, self._log(self.sweeper.name))
+
+    def _keep_spare(self, now: float) -> None:
+        """One waits while all model workers are up."""
+        if not self.spare or self._stopping or now < self._spare_at or self.spare.waits:
+            return
+        lives = [s.life for s in self.slots if s.want.spare]
+        if lives and all(x and x.up and now - x.began >= SPARE_AFTER_S for x in lives):
+            self._spare_at = now + SPARE_EVERY_S
+            with contextlib.suppress(OSError):  # no memory for a fork
+                self.spare.start()
 
     def _watch(self, slot: Slot, life: Life) -> None:
         now = time.monotonic()
@@ -217,7 +233,9 @@ class Launcher:
         elif slot.want.command and not slot.done and not self._stopping and now >= slot.next_at:
             slot.ended = ended_streams(self.settings) if slot.want.finite else slot.ended
             try:
-                slot.life = Life.start(slot.want, self._log(name))
+                ready = bool(self.spare and slot.want.spare and self.spare.waits)
+                slot.life = Life.start(slot.want, self._log(name), self.spare)
+                self._spare_at = 0.0 if ready else self._spare_at
                 self.say(f"{name} started as pid {slot.life.pid}")
             except OSError as e:  # no memory for a fork, no space for a log
                 slot.next_at = now + LONGEST_DELAY_S
@@ -239,6 +257,8 @@ class Launcher:
     def _stop_all(self) -> None:
         """Captures, then workers, then the feed: SIGTERM, STOP_S, SIGKILL; also what runs beside our table."""
         self._stopping = True
+        if self.spare:
+            self.spare.close()
         if self.private:  # what we found running goes on
             self.slots = [s for s in self.slots if s.life and s.life.child]
         else:

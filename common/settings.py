@@ -45,6 +45,12 @@ class Source(Section, frozen=True, kw_only=True):
     glossary: tuple[str, ...] = ()  # names and terms to expect here, beside those of transcriber.glossary
 
 
+class LauncherSettings(Section, frozen=True, kw_only=True):
+    """Who keeps everything running."""
+
+    spare: bool = True  # a process that has imported torch waits to take a dead model worker's place: some 150 MiB
+
+
 class CaptureSettings(Section, frozen=True, kw_only=True):
     """Backlog writing."""
 
@@ -189,6 +195,7 @@ class Settings(Section, frozen=True, kw_only=True):
     data_dir: str = "data"
     model_cache: str = ""  # empty: $XDG_CACHE_HOME/swapscribe or ~/.cache/swapscribe
     source: tuple[Source, ...] = ()
+    launcher: LauncherSettings = LauncherSettings()
     capture: CaptureSettings = CaptureSettings()
     retention: RetentionSettings = RetentionSettings()
     transcriber: TranscriberSettings = TranscriberSettings()
