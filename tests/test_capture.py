@@ -30,6 +30,7 @@ from tests.capture_helpers import (
     offline,
 )
 from tests.conftest import ROOT, Processes, wait_for
+from tests.standin_pyaudio import switch
 
 pytestmark = pytest.mark.processes
 
@@ -353,26 +354,26 @@ MICROPHONE = "standin_pyaudio.py"
 def test_a_microphone_that_vanishes_and_returns(capturing: Capturing, folder: Path) -> None:
     (folder / "modules").mkdir()
     (folder / "modules" / "pyaudio.py").write_bytes((ROOT / "tests" / MICROPHONE).read_bytes())
-    switch, born = folder / "switch", time.monotonic()
-    env = {"PYTHONPATH": f"{folder / 'modules'}:{ROOT}", "STANDIN_PYAUDIO": str(switch)}
-    env["STANDIN_PYAUDIO_BORN"] = str(born)
+    words = folder / "switch"
+    env = {"PYTHONPATH": f"{folder / 'modules'}:{ROOT}", "STANDIN_PYAUDIO": str(words)}
+    env["STANDIN_PYAUDIO_BORN"] = str(time.monotonic())
     capturing.configure(Source(name="mic", kind="microphone"))
-    switch.write_text("")
+    switch(words, "")
     nothing = capturing.start("mic", env=env)
     assert nothing.wait() == 2
     assert "no input device" in nothing.output() and "Traceback" not in nothing.output()
 
-    switch.write_text("present")
+    switch(words, "present")
     process, bells = capturing.start("mic", env=env), Bells(capturing.settings, "mic")
     stream = capturing.stream()
     bells.until(lambda b: b.end > RATE // 2)
-    switch.write_text("")
+    switch(words, "")
     gone = bells.until(lambda b: b.state == "no_device")
-    switch.write_text("present")
+    switch(words, "present")
     bells.until(lambda b: b.state == "ok" and b.end > gone.end + RATE)
-    switch.write_text("present overflow")
+    switch(words, "present overflow")
     bells.until(lambda b: b.lost_samples > RATE and len(backlog.holes(stream)) == 2)
-    switch.write_text("present skip")
+    switch(words, "present skip")
     heard = bells.until(lambda b: len(backlog.holes(stream)) == 3)
     bells.until(lambda b: b.end > heard.end + RATE)
     bells.close()
@@ -380,8 +381,8 @@ def test_a_microphone_that_vanishes_and_returns(capturing: Capturing, folder: Pa
     away, overflow, skip = backlog.holes(stream)
     assert (away.reason, overflow.reason) == ("device was away", "device overflow")
     assert skip.reason == "device or machine stood still"
-    assert abs(overflow.end - overflow.start - 8000) < 0.1 * RATE
-    assert abs(skip.end - skip.start - 24_000) < 0.1 * RATE
+    assert abs(overflow.end - overflow.start - 8000) < 0.3 * RATE  # by the clock
+    assert abs(skip.end - skip.start - 24_000) < 0.3 * RATE
     first = int.from_bytes(backlog.Reader(stream).read(0, 1).pcm, "little")
     for hole in (away, overflow, skip):
         value = int.from_bytes(backlog.Reader(stream).read(hole.end, 1).pcm, "little")
