@@ -103,8 +103,8 @@ def test_a_stopped_batch_goes_on_at_its_sample(capturing: Capturing, folder: Pat
 
 def test_a_killed_live_source_has_a_hole_as_long_as_it_was_down(capturing: Capturing, folder: Path) -> None:
     capturing.configure(Source(name="in", kind="stdin"))
-    first, born = capturing.start("in", pipe=True), time.monotonic()
-    pipe = RealTimePipe(first, born)
+    first = capturing.start("in", pipe=True)
+    pipe = RealTimePipe(first)
     stream = capturing.stream()
     wait_for(lambda: backlog.head(stream) > RATE, what="a second of audio")
     first.kill()
@@ -113,7 +113,7 @@ def test_a_killed_live_source_has_a_hole_as_long_as_it_was_down(capturing: Captu
     down_until = time.monotonic() + 1.5
     wait_for(lambda: time.monotonic() > down_until, what="the time it shall be down")
     second = capturing.start("in", pipe=True)
-    pipe = RealTimePipe(second, born)
+    pipe = RealTimePipe(second, pipe.born)
     wait_for(lambda: backlog.head(stream) > killed + 4 * RATE, what="audio after the hole")
     second.signal(signal.SIGTERM)
     assert second.wait() == 0
@@ -190,7 +190,7 @@ def test_a_second_copy_is_refused(capturing: Capturing) -> None:
 def test_a_stream_removed_under_a_live_source_is_noticed(capturing: Capturing) -> None:
     capturing.configure(Source(name="in", kind="stdin"))
     process = capturing.start("in", pipe=True)
-    pipe = RealTimePipe(process, time.monotonic())
+    pipe = RealTimePipe(process)
     stream = capturing.stream()
     wait_for(lambda: backlog.head(stream) > 0, what="audio")
     backlog.remove(stream)
@@ -225,8 +225,8 @@ def test_a_file_whose_stream_is_removed_is_done_and_goes_on_where_all_streams_we
 def test_audio_deleted_by_hand_is_a_hole_and_the_stream_goes_on(capturing: Capturing) -> None:
     """While capture runs, and again while it is dead: the numbers of samples never start over."""
     capturing.configure(Source(name="in", kind="stdin"))
-    first, born = capturing.start("in", pipe=True), time.monotonic()
-    pipe = RealTimePipe(first, born)
+    first = capturing.start("in", pipe=True)
+    pipe = RealTimePipe(first)
     stream = capturing.stream()
     wait_for(lambda: backlog.head(stream) > RATE and backlog.anchors(stream), what="a second of audio")
     delete_audio(stream)
@@ -239,7 +239,7 @@ def test_audio_deleted_by_hand_is_a_hole_and_the_stream_goes_on(capturing: Captu
     delete_audio(stream)
     assert 0 < backlog.head(stream) < heard, "an anchor proves some of it"
     second = capturing.start("in", pipe=True)
-    pipe = RealTimePipe(second, born)
+    pipe = RealTimePipe(second, pipe.born)
     wait_for(lambda: backlog.head(stream) > heard + 2 * RATE, what="audio after the hole")
     assert second.stop() == 0
     pipe.close()
