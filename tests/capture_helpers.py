@@ -192,10 +192,14 @@ class StandInFeed:
 
 
 class RealTimePipe:
-    """Feeds numbered samples into a process' stdin as a sound card would: sample i at `born` + i / 16000 s."""
+    """Feeds numbered samples into a process' stdin as a sound card would: sample i at `born` (now) + i / 16000 s.
 
-    def __init__(self, process: Started, born: float) -> None:
-        self.process, self.born = process, born
+    It waits until capture has started: a pipe holds two seconds, and what waits in it for longer is heard too late.
+    """
+
+    def __init__(self, process: Started, born: float | None = None) -> None:
+        wait_for(lambda: '"started"' in process.output(), what="the start of capture")
+        self.process, self.born = process, time.monotonic() if born is None else born
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()

@@ -24,14 +24,14 @@ CARD_MIB, MARGIN_MIB = 1000, 16
 
 
 def quick(**more: object) -> GpuSettings:
-    """A small card and short deadlines."""
+    """A small card and short deadlines, but a machine that stands still for a second gets nobody killed."""
     plain = GpuSettings(
         device="simulated",
         simulated_mib=CARD_MIB,
         margin_mib=MARGIN_MIB,
-        offload_within_s=1.0,
-        offload_at_least_s=1.0,
-        hello_timeout_s=2.0,
+        offload_within_s=3.0,
+        offload_at_least_s=3.0,
+        hello_timeout_s=10.0,
         stuck_after_s=20.0,
         reclaim_within_s=2.0,
         patience_s=0.2,
@@ -67,31 +67,22 @@ class Gpu:
         new.rename(path)
 
     def command(self, verb: str, **args: str) -> m.Done | m.Refused:
-        return self.ask(m.Command(id=uuid.uuid4().hex, verb=verb, args=args))
+        return self.ask(_command(verb, **args))
 
-    def ask(self, command: m.Command) -> m.Done | m.Refused:
-        answer = self._asker.request(command, 5.0)
+    def ask(self, command: m.Command, timeout_s: float = 20.0) -> m.Done | m.Refused:
+        answer = self._asker.request(command, timeout_s)
         assert isinstance(answer, m.Done | m.Refused), answer
         return answer
 
-    def state(self) -> m.GpuState:
-        answer = self.command("status")
+    def state(self, timeout_s: float = 20.0) -> m.GpuState:
+        answer = self.ask(_command("status"), timeout_s)
         assert isinstance(answer, m.Done), answer
         return msgspec.json.decode(answer.detail, type=m.GpuState)
 
     def until(self, what: Callable[[dict[str, m.GpuWorker]], object], timeout_s: float = 30.0, why: str = "") -> float:
         """Wait until the workers are as `what` says; returns the seconds it took."""
         began = time.monotonic()
-        last: list[m.GpuState] = []
-
-        def asked() -> object:
-            try:
-                last[:] = [self.state()]
-            except wire.Unreachable:
-                return False
-            return what({w.worker: w for w in last[0].workers})
-
-        wait_for(asked, timeout_s, why or f"another state of the GPU than {last}")
+        self.when(lambda s: what({w.worker: w for w in s.workers}), timeout_s, why)
         return time.monotonic() - began
 
     def has(self, name: str, timeout_s: float = 30.0, but: int = 0) -> float:
@@ -103,8 +94,23 @@ class Gpu:
 
         return self.until(on, timeout_s, f"{name} on the GPU")
 
+    def when(self, what: Callable[[m.GpuState], object], timeout_s: float = 30.0, why: str = "") -> None:
+        """Wait until the GPU is as `what` says. The arbiter may come only now."""
+
+        def asked() -> object:
+            try:
+                return what(self.state(5.0))
+            except wire.Unreachable:
+                return False
+
+        wait_for(asked, timeout_s, why or "another state of the GPU")
+
     def close(self) -> None:
         self._asker.close()
+
+
+def _command(verb: str, **args: str) -> m.Command:
+    return m.Command(id=uuid.uuid4().hex, verb=verb, args=args)
 
 
 class Watcher:

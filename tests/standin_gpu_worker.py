@@ -27,7 +27,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
 
     want_mib: int = 0
     lane: str = "live"
-    works_s: float = 0.0  # wants nothing any more after so long on the GPU; 0: for ever
+    works_s: float = 0.0  # wants nothing any more after so long on the GPU, and says "done"; 0: for ever
     reload_s: float = 0.0
     offload_s: float = 0.0
     deaf: bool = False  # hears Leases and reports, but its work thread carries none out
@@ -53,7 +53,7 @@ class Worker:
         self.runs: list[tuple[int, int]] = []
         self.peak = 0
         self.socket = wire.Requester(wire.ipc(p.settings, "arbiter"))
-        self.script, self.script_ns = Script(), 0
+        self.script, self.script_of, self.read_at = Script(), (0, 0), 0.0
         self.ooms = 0
         self.resident_at = self.reload_s = self.offload_s = 0.0
         self.sent: tuple[object, ...] = ()
@@ -72,12 +72,13 @@ class Worker:
     def read(self) -> None:
         path = self.p.settings.data / f"gpu-{self.p.name}"
         try:
-            ns = path.stat().st_mtime_ns
+            file = path.stat()
         except FileNotFoundError:
             return
-        if ns != self.script_ns:
-            self.script_ns, self.script = ns, msgspec.json.decode(path.read_bytes(), type=Script)
-            since = self.script.since_s or time.monotonic()
+        if self.script_of != (of := (file.st_ino, file.st_mtime_ns)):  # two of one tick of the clock have one time
+            self.script_of, self.script = of, msgspec.json.decode(path.read_bytes(), type=Script)
+            self.read_at = time.monotonic()
+            since = self.script.since_s or self.read_at
             self.holder.want = m.Want(bytes=self.script.want_mib * MIB, lane=self.script.lane, since_s=since)
             self.ooms = self.script.ooms
 
@@ -93,9 +94,10 @@ class Worker:
         elif due is not None:
             self.load(due, now)
         elif h.place.residency == "resident":
-            done = 0 < self.script.works_s <= now - self.resident_at
-            if done:
+            done = 0 < self.script.works_s <= now - max(self.resident_at, self.read_at)
+            if done and h.want != NOTHING:
                 h.want = NOTHING
+                self.p.log.info("done")
             if h.held_long_enough(now):
                 self.free()
                 h.gave_up()

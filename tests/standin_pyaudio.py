@@ -21,6 +21,13 @@ def _switches() -> list[str]:
     return Path(os.environ["STANDIN_PYAUDIO"]).read_text().split()
 
 
+def switch(path: Path, words: str) -> None:
+    """Replaces the file whole: an empty one, seen on the way, is a microphone that vanished."""
+    new = path.with_suffix(".new")
+    new.write_text(words)
+    new.rename(path)
+
+
 class PyAudio:
     def __init__(self) -> None:
         self.present = "present" in _switches()  # PortAudio lists what is there when it starts
@@ -61,11 +68,11 @@ class Stream:
             at += self.frames
             status = 0
             if "overflow" in _switches():
-                Path(os.environ["STANDIN_PYAUDIO"]).write_text("present")
+                switch(Path(os.environ["STANDIN_PYAUDIO"]), "present")
                 at += 8000
                 status = paInputOverflow
             elif "skip" in _switches():
-                Path(os.environ["STANDIN_PYAUDIO"]).write_text("present")
+                switch(Path(os.environ["STANDIN_PYAUDIO"]), "present")
                 at += 24_000
             time.sleep(max(0.0, born + at / RATE - time.monotonic()))
             data = b"".join((i % 65536).to_bytes(2, "little") for i in range(at - self.frames, at))

@@ -30,6 +30,7 @@ from tests.capture_helpers import (
     offline,
 )
 from tests.conftest import ROOT, Processes, wait_for
+from tests.standin_pyaudio import switch
 
 pytestmark = pytest.mark.processes
 
@@ -102,8 +103,8 @@ def test_a_stopped_batch_goes_on_at_its_sample(capturing: Capturing, folder: Pat
 
 def test_a_killed_live_source_has_a_hole_as_long_as_it_was_down(capturing: Capturing, folder: Path) -> None:
     capturing.configure(Source(name="in", kind="stdin"))
-    first, born = capturing.start("in", pipe=True), time.monotonic()
-    pipe = RealTimePipe(first, born)
+    first = capturing.start("in", pipe=True)
+    pipe = RealTimePipe(first)
     stream = capturing.stream()
     wait_for(lambda: backlog.head(stream) > RATE, what="a second of audio")
     first.kill()
@@ -112,7 +113,7 @@ def test_a_killed_live_source_has_a_hole_as_long_as_it_was_down(capturing: Captu
     down_until = time.monotonic() + 1.5
     wait_for(lambda: time.monotonic() > down_until, what="the time it shall be down")
     second = capturing.start("in", pipe=True)
-    pipe = RealTimePipe(second, born)
+    pipe = RealTimePipe(second, pipe.born)
     wait_for(lambda: backlog.head(stream) > killed + 4 * RATE, what="audio after the hole")
     second.signal(signal.SIGTERM)
     assert second.wait() == 0
@@ -189,7 +190,7 @@ def test_a_second_copy_is_refused(capturing: Capturing) -> None:
 def test_a_stream_removed_under_a_live_source_is_noticed(capturing: Capturing) -> None:
     capturing.configure(Source(name="in", kind="stdin"))
     process = capturing.start("in", pipe=True)
-    pipe = RealTimePipe(process, time.monotonic())
+    pipe = RealTimePipe(process)
     stream = capturing.stream()
     wait_for(lambda: backlog.head(stream) > 0, what="audio")
     backlog.remove(stream)
@@ -224,8 +225,8 @@ def test_a_file_whose_stream_is_removed_is_done_and_goes_on_where_all_streams_we
 def test_audio_deleted_by_hand_is_a_hole_and_the_stream_goes_on(capturing: Capturing) -> None:
     """While capture runs, and again while it is dead: the numbers of samples never start over."""
     capturing.configure(Source(name="in", kind="stdin"))
-    first, born = capturing.start("in", pipe=True), time.monotonic()
-    pipe = RealTimePipe(first, born)
+    first = capturing.start("in", pipe=True)
+    pipe = RealTimePipe(first)
     stream = capturing.stream()
     wait_for(lambda: backlog.head(stream) > RATE and backlog.anchors(stream), what="a second of audio")
     delete_audio(stream)
@@ -238,7 +239,7 @@ def test_audio_deleted_by_hand_is_a_hole_and_the_stream_goes_on(capturing: Captu
     delete_audio(stream)
     assert 0 < backlog.head(stream) < heard, "an anchor proves some of it"
     second = capturing.start("in", pipe=True)
-    pipe = RealTimePipe(second, born)
+    pipe = RealTimePipe(second, pipe.born)
     wait_for(lambda: backlog.head(stream) > heard + 2 * RATE, what="audio after the hole")
     assert second.stop() == 0
     pipe.close()
@@ -353,26 +354,26 @@ MICROPHONE = "standin_pyaudio.py"
 def test_a_microphone_that_vanishes_and_returns(capturing: Capturing, folder: Path) -> None:
     (folder / "modules").mkdir()
     (folder / "modules" / "pyaudio.py").write_bytes((ROOT / "tests" / MICROPHONE).read_bytes())
-    switch, born = folder / "switch", time.monotonic()
-    env = {"PYTHONPATH": f"{folder / 'modules'}:{ROOT}", "STANDIN_PYAUDIO": str(switch)}
-    env["STANDIN_PYAUDIO_BORN"] = str(born)
+    words = folder / "switch"
+    env = {"PYTHONPATH": f"{folder / 'modules'}:{ROOT}", "STANDIN_PYAUDIO": str(words)}
+    env["STANDIN_PYAUDIO_BORN"] = str(time.monotonic())
     capturing.configure(Source(name="mic", kind="microphone"))
-    switch.write_text("")
+    switch(words, "")
     nothing = capturing.start("mic", env=env)
     assert nothing.wait() == 2
     assert "no input device" in nothing.output() and "Traceback" not in nothing.output()
 
-    switch.write_text("present")
+    switch(words, "present")
     process, bells = capturing.start("mic", env=env), Bells(capturing.settings, "mic")
     stream = capturing.stream()
     bells.until(lambda b: b.end > RATE // 2)
-    switch.write_text("")
+    switch(words, "")
     gone = bells.until(lambda b: b.state == "no_device")
-    switch.write_text("present")
+    switch(words, "present")
     bells.until(lambda b: b.state == "ok" and b.end > gone.end + RATE)
-    switch.write_text("present overflow")
+    switch(words, "present overflow")
     bells.until(lambda b: b.lost_samples > RATE and len(backlog.holes(stream)) == 2)
-    switch.write_text("present skip")
+    switch(words, "present skip")
     heard = bells.until(lambda b: len(backlog.holes(stream)) == 3)
     bells.until(lambda b: b.end > heard.end + RATE)
     bells.close()
@@ -380,8 +381,8 @@ def test_a_microphone_that_vanishes_and_returns(capturing: Capturing, folder: Pa
     away, overflow, skip = backlog.holes(stream)
     assert (away.reason, overflow.reason) == ("device was away", "device overflow")
     assert skip.reason == "device or machine stood still"
-    assert abs(overflow.end - overflow.start - 8000) < 0.1 * RATE
-    assert abs(skip.end - skip.start - 24_000) < 0.1 * RATE
+    assert abs(overflow.end - overflow.start - 8000) < 0.3 * RATE  # by the clock
+    assert abs(skip.end - skip.start - 24_000) < 0.3 * RATE
     first = int.from_bytes(backlog.Reader(stream).read(0, 1).pcm, "little")
     for hole in (away, overflow, skip):
         value = int.from_bytes(backlog.Reader(stream).read(hole.end, 1).pcm, "little")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +20,13 @@ import pytest
 from common import backlog
 from common import messages as m
 from common.settings import SummarySettings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Processes, wait_for
 from tests.faults import checker, page
 from tests.faults.checker import CHECKS, Decision, Evidence, violations
-from tests.faults.inject import Done
-from tests.faults.schedule import KINDS, draw
+from tests.faults.inject import Done, Injector
+from tests.faults.schedule import KINDS, Fault, draw
 from tests.faults.scorecard import Run, tracebacks
+from tests.faults.system import FaultSystem
 from tests.small_disk import on_a_small_disk
 from tests.system import Undisturbed, content, translations_told, turns_told
 from tests.undisturbed import undisturbed_recording
@@ -285,7 +288,34 @@ def test_a_traceback_in_a_log_is_found(tmp_path: Path) -> None:
     (tmp_path / "a.log").write_text('{"event": "x", "traceback": "Traceback\\n  File\\nValueError: 1"}\n')
     (tmp_path / "b.log").write_text("Traceback (most recent call last):\n  File x\n    y\nKeyError: 2\n{}\n")
     (tmp_path / "c.log").write_text('{"event": "died"}\nswapscribe: no\n')
-    assert tracebacks(tmp_path) == ["a.log: ValueError: 1", "b.log: KeyError: 2"]
+    stopped = "Exception ignored in: <function cb>\nTraceback (most recent call last):\n  File x\nSystemExit: 0\n"
+    (tmp_path / "d.log").write_text(stopped + stopped.replace("0", "1"))
+    assert tracebacks(tmp_path) == ["a.log: ValueError: 1", "b.log: KeyError: 2", "d.log: SystemExit: 1"]
+
+
+WRITES = """
+import sys, threading
+def write():
+    with open(sys.argv[1], "ab", buffering=0) as file:
+        while True:
+            file.write(b"ab")
+for _ in range(4):
+    threading.Thread(target=write).start()
+"""
+
+
+@pytest.mark.processes
+def test_a_torn_file_ends_with_its_tail_and_its_writer_is_dead(processes: Processes, folder: Path) -> None:
+    path, system = folder / "file", FaultSystem.__new__(FaultSystem)
+    writer = processes.spawn([sys.executable, "-c", WRITES, str(path)], "writer")
+    wait_for(lambda: path.exists() and path.stat().st_size, what="the writer")
+    injector = Injector(system, folder, 0.0)
+    injector._pid = lambda target: writer.pid  # type: ignore[method-assign]
+    fault = Fault(number=1, at_s=0.0, kind="torn audio", target="capture", for_s=0.0, share=0.0)
+    assert injector._torn(fault, lambda: path, b"\x01") == (f"pid {writer.pid}, file", True)
+    injector.finish()
+    assert writer.wait() == -signal.SIGKILL
+    assert set(path.read_bytes()[:-1]) == set(b"ab") and path.read_bytes()[-1:] == b"\x01"
 
 
 @pytest.mark.pure

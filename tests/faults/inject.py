@@ -266,18 +266,29 @@ class Injector:
         return f"{step:+.0f} s", True
 
     def _torn(self, f: Fault, path: Callable[[], Path | None], tail: bytes) -> tuple[str, bool]:
-        """The launcher starts it again 0.2 s later at the earliest: the tail is there before."""
+        """Torn while it stands still, then killed: the launcher starts it again at once, and no writer may come between
+        its last byte and the tail."""
         pid = self._pid(f.target)
+        self._signal(pid, signal.SIGSTOP)
+        torn = ""
+        with contextlib.suppress(OSError):  # a full disk: then it is a kill
+            self._until(lambda: self._stands_still(pid) or not self._running(pid), 30.0)
+            if self._stands_still(pid) and (found := path()) is not None:
+                with found.open("ab") as file:
+                    file.write(tail)
+                torn = found.name
         self._signal(pid, signal.SIGKILL)
         if not self._gone(pid):
             return f"pid {pid} does not die", False
-        found = path()
-        with contextlib.suppress(OSError):  # a full disk: then it is a kill
-            if found is not None:
-                with found.open("ab") as file:
-                    file.write(tail)
-                return f"pid {pid}, {found.name}", True
-        return f"pid {pid}, no file to tear", False
+        return f"pid {pid}, {torn or 'no file to tear'}", bool(torn)
+
+    @staticmethod
+    def _stands_still(pid: int) -> bool:
+        """All its threads do: a signal stops each where it next leaves the kernel."""
+        with contextlib.suppress(OSError):  # one of them has just ended
+            stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+            return {stat.rpartition(")")[2].split()[0] for stat in stats} == {"T"}
+        return False
 
     def _ended(self) -> bool:
         stream = self._stream()

@@ -207,7 +207,10 @@ def decisions(path: Path) -> list[Decision]:
 
 
 def tracebacks(folder: Path) -> list[str]:
-    """Of each log, each exception that got into it: its last line."""
+    """Of each log, each exception that got into it: its last line.
+
+    Not of a process that was told to stop while it loaded: a SIGTERM in a callback of an import is printed like that.
+    """
     out = []
     for path in sorted(folder.glob("*.log*")):
         inside = False
@@ -220,7 +223,8 @@ def tracebacks(folder: Path) -> list[str]:
             elif line.startswith("Traceback (most recent call last)"):
                 inside = True
             elif inside and line[:1] not in (" ", ""):
-                out.append(f"{path.name}: {line[:200]}")
+                if line != "SystemExit: 0":
+                    out.append(f"{path.name}: {line[:200]}")
                 inside = False
     return out
 
