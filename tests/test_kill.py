@@ -25,7 +25,7 @@ import pytest
 
 from common import backlog
 from common.settings import Settings, Source
-from tests.conftest import Processes, Started, wait_for
+from tests.conftest import Processes, Started, clean_environment, wait_for
 from tests.speech import RATE, samples, write_wav
 from tests.system import (
     RECORDING,
@@ -209,14 +209,19 @@ def test_two_transcribers_of_one_name_write_each_word_once(
 
 def test_a_capture_killed_after_its_last_write_is_not_played_again(processes: Processes, settings: Settings) -> None:
     """Its exit status says killed, its stream says finished."""
-    write_wav(settings.data.parent / "short.wav", quiet(2.0))
-    system = System(processes, settings, file_source(settings.data.parent / "short.wav", "10"))
-    launcher = system.start()
-    pid = system.up("capture@talk")
-    (folder,) = wait_for(lambda: backlog.streams(settings.streams))
-    while not backlog.read_meta(folder).ended:  # type: ignore[union-attr]  # asked without a pause: it lives on for 20 ms
-        pass
-    os.kill(pid, signal.SIGKILL)
+    home = settings.data.parent
+    write_wav(home / "short.wav", quiet(2.0))
+    (home / "sitecustomize.py").write_text(  # each Python imports it first: capture lives on for a while at its end
+        "import atexit, sys, time\natexit.register(lambda: '--source' in sys.argv and time.sleep(60))\n"
+    )
+    system = System(processes, settings, file_source(home / "short.wav", "10"))
+    path = os.pathsep.join([str(home), clean_environment()["PYTHONPATH"]])
+    launcher = system.start(env={"PYTHONPATH": path})
+    (folder,) = wait_for(lambda: backlog.streams(settings.streams), 30.0, "a stream")
+    wait_for(lambda: '"stopped"' in system.log("capture@talk"), what="capture to be at its end")
+    meta = backlog.read_meta(folder)
+    assert meta and meta.ended
+    system.kill("capture@talk")
     wait_for(lambda: "capture@talk is finished" in launcher.output() or "capture@talk died" in launcher.output())
     assert "capture@talk died" not in launcher.output()
     assert system.ended(60.0).stream == folder.name and backlog.streams(settings.streams) == [folder]
