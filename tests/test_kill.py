@@ -125,10 +125,10 @@ def kill_at_random(system: System, rng: random.Random, kills: int, for_s: float)
 def survive(system: System, undisturbed: Undisturbed, rng: random.Random, kills: int) -> None:
     system.start()
     follower = Following(system.settings)
-    stream, began = follower.wait("stream_started").stream, time.monotonic()
+    stream = follower.wait("stream_started").stream
     follower.wait_interim()
-    for_s = 0.8 * (undisturbed.end / RATE / float(PACE) - (time.monotonic() - began))
-    done = Counter(kill_at_random(system, rng, kills, for_s))
+    left_s = (undisturbed.end - backlog.head(system.settings.streams / stream)) / RATE / float(PACE)
+    done = Counter(kill_at_random(system, rng, kills, 0.7 * left_s))
     assert follower.find("stream_ended") is None, "the stream ended before the last kill"
     assert sum(done.values()) >= kills - 2 and min(done.values()) >= 4, done
     follower.wait("stream_ended", 180.0)
