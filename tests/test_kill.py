@@ -21,10 +21,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from common import backlog
-from common.settings import Settings, Source
+from common.settings import GpuSettings, Settings, Source
 from tests.conftest import Processes, Started, clean_environment, wait_for
 from tests.speech import RATE, samples, write_wav
 from tests.system import (
@@ -176,16 +177,19 @@ def test_two_transcribers_of_one_name_write_each_word_once(
 ) -> None:
     """The second one ignores the name lock; the journal's compare-and-set alone keeps them apart. Each is stopped for
     a while in turn, so that it comes back with a place that is long gone."""
+    settings = msgspec.structs.replace(settings, gpu=GpuSettings(stuck_after_s=120.0))  # who is stopped may stay
     system = System(processes, one_by_one(settings), file_source(undisturbed.clip, "8"))
     system.start()
     follower = Following(system.settings)
-    stream = follower.wait("stream_started").stream
+    stream = follower.wait("transcript").stream
+    system.signal("transcriber", signal.SIGSTOP)  # else it might be through before the second one has loaded
     config = str(processes.config(system.settings))
     argv = [sys.executable, "-m", "tests.standin_transcriber", "--config", config, "second"]
     other = processes.spawn(argv, "second")
     wait_for(lambda: "stream opened" in other.output(), 60.0, "the second transcriber")
-    for _ in range(2):
-        system.signal("transcriber", signal.SIGSTOP)
+    for turn in range(2):
+        if turn:
+            system.signal("transcriber", signal.SIGSTOP)
         await_more(follower, 3)
         system.signal("transcriber", signal.SIGCONT)
         other.signal(signal.SIGSTOP)
