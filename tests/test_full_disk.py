@@ -27,7 +27,7 @@ def disk(settings: Settings, processes: Processes) -> Iterator[Disk]:
 @on_a_small_disk
 def test_a_full_disk_delays_a_file_and_loses_nothing(processes: Processes, settings: Settings, disk: Disk) -> None:
     recording = ROOT / "examples" / "recording.flac"
-    system = System(processes, settings, file_source(recording, "2"))
+    system = System(processes, settings, file_source(recording, "1"))  # it has to outlast the filling
     system.start()
     for name in ("feed", "transcriber", "capture@talk"):
         system.up(name)

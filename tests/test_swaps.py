@@ -36,6 +36,7 @@ TENTH = {  # of 6 : 5 : 3 beside 14 on a card of 16, in MiB; the transcriber is 
     "diarizer": {"mib": 280},
     "summarizer": {"mib": 1350, "every_s": 3.0, "burst_s": 2.0},
 }
+DEALT_WITH_S = 150.0  # a fault: a new process loads a model, and may wait for its turn on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,9 @@ def test_captions_speakers_translations_and_minutes_share_a_card(
     more = {"summaries": True, "speakers": True, "targets": TARGETS}
     system = SwapSystem(processes, one_by_one(settings), {}, source, **more)
     watch = swapped(system, undisturbed, 2)
-    assert watch.most_mib <= CARD_MIB and len(turns_of(system, "transcriber")) >= 2
+    assert watch.most_mib <= CARD_MIB
+    # (A swap is counted when its burst begins, and may be another's; a turn when the transcriber is back from it.)
+    wait_for(lambda: len(turns_of(system, "transcriber")) >= 2, 60.0, "two bursts to be over")
     for name in ("transcriber", "translator", "diarizer"):
         assert any(w.worker == name and w.state == "granted" for _, s in watch.states for w in s.workers), name
     stream = system.ended().stream
@@ -116,7 +119,7 @@ class Inflicter:
             pid, state, residency = self.state(worker)
             return pid if (state, residency) == ("granted", "resident") and pid != but else 0
 
-        return wait_for(there, 60.0, f"{worker} on the card")
+        return wait_for(there, DEALT_WITH_S, f"{worker} on the card")
 
     def kill(self, worker: str) -> None:
         """In the middle of a step, or whatever it does while it is there."""
@@ -132,7 +135,7 @@ class Inflicter:
 
     def switch(self, worker: str, line: str, done: Callable[[], bool]) -> None:
         self.switches.write_text(f"{worker} {line}\n")
-        wait_for(done, 60.0, f"{line} of {worker} to be met")
+        wait_for(done, DEALT_WITH_S, f"{line} of {worker} to be met")
         self.switches.unlink()
         self.resident(worker)
 
@@ -147,7 +150,7 @@ class Inflicter:
 
     def arbiter(self) -> None:
         """In the middle of a swap."""
-        wait_for(lambda: self.watch.states[-1][1].phase in ("making room", "giving back"), 60.0, "a swap")
+        wait_for(lambda: self.watch.states[-1][1].phase in ("making room", "giving back"), DEALT_WITH_S, "a swap")
         self.system.kill("arbiter")
         self.system.up("arbiter")
 
@@ -160,7 +163,7 @@ def test_faults_during_swaps_lose_nothing(processes: Processes, settings: Settin
     rng = random.Random(seed)
     plans = {"summarizer": {"mib": 400, "every_s": 0.5, "burst_s": 0.5}}
     settings = msgspec.structs.replace(with_interim(one_by_one(settings)), gpu=gpu(simulated_mib=700))
-    system = SwapSystem(processes, settings, plans, file_source(undisturbed.clip, "0.7"), summaries=True)
+    system = SwapSystem(processes, settings, plans, file_source(undisturbed.clip, "0.5"), summaries=True)
     system.start()
     watch, follower = Watch(system.settings), Following(system.settings)
     inflicter = Inflicter(system, watch)
@@ -176,7 +179,7 @@ def test_faults_during_swaps_lose_nothing(processes: Processes, settings: Settin
     rng.shuffle(faults)
     try:
         stream = follower.wait("stream_started").stream
-        follower.wait_interim()
+        follower.wait_interim(DEALT_WITH_S)
         for name, inflict in faults:
             inflicter.resident("transcriber")
             threading.Event().wait(rng.random())  # when it happens is what is drawn

@@ -64,8 +64,12 @@ def test_audio_that_cannot_be_read_waits_and_stops_no_other_stream(processes: Pr
         beat = beats(client)
         return beat.workers["transcriber"].detail if beat and "transcriber" in beat.workers else ""
 
-    wait_for(lambda: "a cannot be read: " in (why := said()) and "c waits: " in why, 20, "both reasons")
-    assert "model tiny.en does not know language 'pt'; one that does: swapscribe models fetch base" in said()
+    def both() -> str:
+        why = said()
+        return why if "a cannot be read: " in why and "c waits: " in why else ""
+
+    why = wait_for(both, 20, "both reasons")
+    assert "model tiny.en does not know language 'pt'; one that does: swapscribe models fetch base" in why
     file.rmdir()
     moved.rename(file)
     backlog.write_meta(foreign, meta)  # as its source says now
