@@ -57,7 +57,19 @@ class Given:
         return ((run / "profile").read_text(),) if open_profile else ()
 
 
-@click.group(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+class ReaderGone(Exception):
+    """Who reads our output has enough. Click would make a failure of a BrokenPipeError."""
+
+
+class Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise ReaderGone from None
+
+
+@click.group(cls=Commands, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", metavar="FILE", help="settings file (default: ./swapscribe.toml if there is one)")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="one setting; repeatable")
 @click.option("--data", metavar="DIR", help="data folder (default: ./data)")
@@ -85,7 +97,7 @@ def main() -> NoReturn:
         line, status = f"already running here as pid {e.pid}; to end it: swapscribe stop", EXIT_NAME_TAKEN
     except (click.Abort, KeyboardInterrupt):
         line, status = "interrupted", 130
-    except BrokenPipeError:  # the reader of our output has gone; nobody is left to tell
+    except ReaderGone:  # nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except UnicodeEncodeError as e:  # a word that we were given

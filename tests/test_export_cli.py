@@ -221,3 +221,13 @@ def test_where_nothing_was_ever_kept_nothing_is_made(settings: Settings) -> None
     done = export(settings)
     assert done.returncode == 2 and done.stderr == f"swapscribe: nothing is kept in {settings.data}: no journal\n"
     assert not settings.data.exists()
+
+
+@pytest.mark.parametrize("args", [("export",), ("export", "--format", "json"), ("models", "list")])
+def test_output_that_nobody_reads_is_no_failure(said: Said, args: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    argv = [sys.executable, "-m", "common.cli", "--data", said.settings.data_dir, *args]
+    with open(writer, "wb") as gone:
+        done = subprocess.run(argv, stdout=gone, stderr=subprocess.PIPE, cwd=ROOT, env=clean_environment(), timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")

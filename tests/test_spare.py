@@ -38,6 +38,10 @@ def starts_with_torch(want: Want, spare: Spare, settings: Settings) -> bool:
     return bool(json.loads(log.read_text())["torch"])
 
 
+def out_of_memory_score(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
 @pytest.fixture
 def spare(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spare]:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -55,10 +59,12 @@ def test_a_killed_transcriber_comes_back_out_of_the_spare(processes: Processes, 
     system.kill("transcriber")
     assert system.up("transcriber", but=first) == waiting
     assert shown(waiting) == as_started, "ps shows what it is"
+    assert out_of_memory_score(waiting) == out_of_memory_score(launcher), "no longer the first to be killed"
     end = system.ended()
     assert assert_whole(system.journal(), end.stream) == end.decode().end  # type: ignore[union-attr]
     assert "settings" not in system.launcher.output(), "it is taken for what it was started as"
     (after,) = wait_for(lambda: spares(launcher), 60.0, "the next spare")
+    wait_for(lambda: out_of_memory_score(after) == 1000, what="it to be the first to be killed")
     system.kill("launcher")
     assert wait_gone(after, 10.0) and wait_gone(waiting, 20.0), "both end with their launcher"
     launcher = system.start().pid

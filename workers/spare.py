@@ -35,12 +35,14 @@ def main() -> None:
     if os.getppid() != args.parent:
         sys.exit(1)
     settings = load(args.config, tuple(args.set))
+    usual = out_of_memory("1000")
     with without_collections():
         set_up(settings.transcriber.threads, settings.cache)
         whisper_without_compiler()
     line = sys.stdin.buffer.readline()
     if not line:  # the launcher has gone, or needs none any more
         sys.exit(0)
+    out_of_memory(usual)
     role = json.loads(line)
     become(role["argv"], Path(role["log"]))
 
@@ -57,6 +59,18 @@ def become(argv: list[str], log: Path) -> None:
     importlib.invalidate_caches()
     sys.argv[1:] = argv[2:]
     runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+
+
+def out_of_memory(score: str) -> str:
+    """Where we stand among those that the kernel kills when memory runs out (proc(5), oom_score_adj); returns where we
+    stood. A spare goes before everybody: it has nothing to lose."""
+    path = Path("/proc/self/oom_score_adj")
+    try:
+        was = path.read_text().strip()
+        path.write_text(score)
+    except OSError:
+        return score
+    return was
 
 
 def show(argv: list[str]) -> None:

@@ -160,13 +160,15 @@ def launcher(folder: str, config: str) -> None:
     from common.child import wants
     from common.launch import Launcher
     from common.settings import load
+    from common.spare import Spare
 
     settings = load(config, (), {})
     table = [
         msgspec.structs.replace(want, command=("-m", "tests.faults.troubled", folder, want.name, *want.command[1:]))
         for want in wants(settings, ["--config", config])
     ]
-    Launcher(settings, table, lambda line: print(f"-- {line}", flush=True)).run()
+    spare = Spare(["--config", config], settings.data / "logs" / "spare.log")
+    Launcher(settings, table, lambda line: print(f"-- {line}", flush=True), spare=spare).run()
 
 
 def main() -> None:
