@@ -38,8 +38,8 @@ TURN_S = 0.1
 IDS_KEPT = 1000
 PRIVATE = "ends with its command"  # the state under NAME of one that does
 FIRST_SWEEP_S, SWEEP_EVERY_S = 60.0, 3600.0
-SPARE_AFTER_S = 5.0  # of all model workers being up: it must not take the processor from one that loads
-SPARE_EVERY_S = 60.0  # should it die
+SPARE_AFTER_S = 5.0  # no start of a model worker for so long
+SPARE_EVERY_S = 60.0  # one that died is followed by the next
 
 
 @dataclass
@@ -164,7 +164,7 @@ class Launcher:
                 self._sweep = Life.start(self.sweeper, self._log(self.sweeper.name))
 
     def _keep_spare(self, now: float) -> None:
-        """One waits while all model workers are up."""
+        """One waits while all model workers hold their names."""
         if not self.spare or self._stopping or now < self._spare_at or self.spare.waits:
             return
         lives = [s.life for s in self.slots if s.want.spare]

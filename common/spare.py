@@ -11,11 +11,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 MODULE = "workers.spare"
-ROOM = 4096  # characters of a worker's command line that can be shown in the place of the spare's own
+ROOM = 64  # a worker's command line may be so much longer than the spare's own, whose place it takes in `ps`
+LAST, USUAL = 19, 0  # niceness
 
 
 class Spare:
@@ -27,8 +29,8 @@ class Spare:
 
     @property
     def waits(self) -> bool:
-        if self._child and self._child.poll() is not None:
-            self._forget()
+        if self._child and (self._child.poll() is not None or _stopped(self._child.pid)):
+            self.close()
         return self._child is not None
 
     def start(self) -> None:
@@ -43,6 +45,7 @@ class Spare:
                 stderr=out,
                 start_new_session=True,
             )
+        _give_way(self._child.pid, LAST)
 
     def become(self, argv: Sequence[str], log: Path) -> subprocess.Popen[bytes] | None:
         """The spare as the process `python ARGV…` whose output is added to `log`. None: there is none."""
@@ -50,6 +53,7 @@ class Spare:
             return None
         child, self._child = self._child, None
         assert child and child.stdin
+        _give_way(child.pid, USUAL)
         try:
             with child.stdin as pipe:
                 pipe.write(json.dumps({"argv": [*argv], "log": str(log)}).encode() + b"\n")
@@ -62,12 +66,30 @@ class Spare:
     def close(self) -> None:
         """It has nothing to lose."""
         if self._child:
+            assert self._child.stdin
             self._child.kill()
-            self._forget()
+            with contextlib.suppress(BrokenPipeError):
+                self._child.stdin.close()
+            self._child.wait()
+            self._child = None
 
-    def _forget(self) -> None:
-        assert self._child and self._child.stdin
-        with contextlib.suppress(BrokenPipeError):
-            self._child.stdin.close()
-        self._child.wait()
-        self._child = None
+
+def _stopped(pid: int) -> bool:
+    """It would take its role, and not stir."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
+    except (OSError, IndexError):
+        return False
+
+
+def _give_way(pid: int, nice: int) -> None:
+    """The niceness of a session (sched(7), autogroup), which unlike a process' own may be taken back by anybody. Where
+    the kernel does not group by session it counts for nothing."""
+    for _ in range(3):
+        try:
+            Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+            return
+        except BlockingIOError:  # the kernel takes ten a second
+            time.sleep(0.11)
+        except OSError:
+            return

@@ -3,6 +3,7 @@
 `common/spare.py` starts it and gives it its role, one line of JSON on its standard input: `argv` after the interpreter
 as a new process would get it, and the `log` to write to. It holds no name, no lease, no weights and no code of ours:
 what it had to import of that to get here is forgotten first, so that a developer's restart runs what is on disk now.
+Where it could not import the libraries, or others are installed by now, it starts its role from nothing, in its place.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import os
 import runpy
 import signal
 import sys
+import sysconfig
+import traceback
 from pathlib import Path
 
 from common.process import PR_SET_PDEATHSIG, arguments
@@ -30,29 +33,43 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--room", help=argparse.SUPPRESS)  # for the command line of what it becomes
     args = parser.parse_args()
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != args.parent:
         sys.exit(1)
-    settings = load(args.config, tuple(args.set))
-    usual = out_of_memory("1000")
-    with without_collections():
-        set_up(settings.transcriber.threads, settings.cache)
-        whisper_without_compiler()
+    before = installed()
+    try:
+        settings = load(args.config, tuple(args.set))
+        with without_collections():
+            set_up(settings.transcriber.threads, settings.cache)
+            whisper_without_compiler()
+    except Exception:  # the worker itself says it better, in its own log
+        traceback.print_exc()
+        before = -1
     line = sys.stdin.buffer.readline()
     if not line:  # the launcher has gone, or needs none any more
         sys.exit(0)
-    out_of_memory(usual)
     role = json.loads(line)
-    become(role["argv"], Path(role["log"]))
+    take(Path(role["log"]))
+    if before != installed():
+        os.execv(sys.executable, [sys.executable, *role["argv"]])
+    become(role["argv"])
 
 
-def become(argv: list[str], log: Path) -> None:
-    """Run `-m MODULE ARGUMENT…` as if this process had just been started with it."""
+def installed() -> int:
+    """Another number when packages have been installed: pip then renames folders in here."""
+    return os.stat(sysconfig.get_path("platlib")).st_mtime_ns
+
+
+def take(log: Path) -> None:
+    """Write to this log, and read nothing."""
     with open(log, "ab") as out, open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
+
+
+def become(argv: list[str]) -> None:
+    """Run `-m MODULE ARGUMENT…` as if this process had just been started with it."""
     show(argv)
     for name in [n for n in sys.modules if n.partition(".")[0] in OURS]:
         del sys.modules[name]
@@ -61,20 +78,9 @@ def become(argv: list[str], log: Path) -> None:
     runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
 
 
-def out_of_memory(score: str) -> str:
-    """Where we stand among those that the kernel kills when memory runs out (proc(5), oom_score_adj); returns where we
-    stood. A spare goes before everybody: it has nothing to lose."""
-    path = Path("/proc/self/oom_score_adj")
-    try:
-        was = path.read_text().strip()
-        path.write_text(score)
-    except OSError:
-        return score
-    return was
-
-
 def show(argv: list[str]) -> None:
-    """Let `ps` and /proc show these arguments, in the place of ours, if they are no longer (proc(5), arg_start)."""
+    """Let `ps` and /proc show these arguments, in the place of ours, if they are no longer (proc(5), arg_start). Some
+    empty ones follow them in /proc/PID/cmdline."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         start, end = (int(x) for x in Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
         text = b"\0".join([os.fsencode(sys.executable), *map(os.fsencode, argv)])
