@@ -206,8 +206,8 @@ class Process:
 
     def _stop(self, number: int, frame: object) -> None:
         self.stopping = True  # loops look at it at least twice a second; nothing else is safe in a handler
-        if self._leave_at_once:
-            raise SystemExit(0)
+        if self._leave_at_once:  # no SystemExit: libraries catch it while they are imported, or make another of it
+            os._exit(0)
 
     @contextlib.contextmanager
     def nothing_to_lose(self) -> Iterator[None]:

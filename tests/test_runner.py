@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Generator, Iterator, Sequence
@@ -20,6 +22,7 @@ from common import messages as m
 from common import wire
 from common.process import Log, Process
 from common.settings import GpuSettings, Settings
+from tests.conftest import ROOT, clean_environment
 from tests.test_tenancy import Game
 from workers import base, retry
 from workers.base import Runner
@@ -308,3 +311,23 @@ def test_memory_that_cannot_be_given_back_ends_the_worker_and_is_no_fault_of_the
     with pytest.raises(NotCarriedOut):
         retries._again(runner, "s", gap, 1)
     assert runner.poison.begin("s", 0) and runner.poison.failed() == 1, "it had been counted"
+
+
+@pytest.mark.processes
+def test_told_to_stop_while_it_loads_it_ends_without_a_word(folder: Path) -> None:
+    """Wherever it is: what a library does with an exception in the middle of its import is its own affair."""
+    code = """
+import os, signal
+from common.process import arguments, main
+class Field:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("goes on")
+def run(process):
+    with process.nothing_to_lose():
+        type("Library", (), {"field": Field()})
+main("loads", run, arguments("loads"))
+"""
+    argv = [sys.executable, "-c", code, "--set", f"data_dir={folder / 'data'}"]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=clean_environment(), timeout=60)
+    assert (done.returncode, done.stdout) == (0, "") and done.stderr.count("\n") == 1 and '"started"' in done.stderr

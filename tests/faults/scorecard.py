@@ -207,10 +207,7 @@ def decisions(path: Path) -> list[Decision]:
 
 
 def tracebacks(folder: Path) -> list[str]:
-    """Of each log, each exception that got into it: its last line.
-
-    Not of a process that was told to stop while it loaded: a SIGTERM in a callback of an import is printed like that.
-    """
+    """Of each log, each exception that got into it: its last line."""
     out = []
     for path in sorted(folder.glob("*.log*")):
         inside = False
@@ -223,8 +220,7 @@ def tracebacks(folder: Path) -> list[str]:
             elif line.startswith("Traceback (most recent call last)"):
                 inside = True
             elif inside and line[:1] not in (" ", ""):
-                if line != "SystemExit: 0":
-                    out.append(f"{path.name}: {line[:200]}")
+                out.append(f"{path.name}: {line[:200]}")
                 inside = False
     return out
 
