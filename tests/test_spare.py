@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -23,7 +24,17 @@ ROLE = ("-m", "tests.standin_role")
 
 
 def spares(launcher: int) -> list[int]:
-    return [p.pid for p in psutil.Process(launcher).children() if MODULE in p.cmdline()]
+    found = []
+    for p in psutil.Process(launcher).children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if MODULE in p.cmdline():
+                found.append(p.pid)
+    return found
+
+
+def waiting_in(spare: Spare) -> psutil.Process:
+    assert spare._child
+    return psutil.Process(spare._child.pid)
 
 
 def shown(pid: int) -> list[str]:
@@ -82,7 +93,7 @@ def test_it_is_as_if_it_had_just_been_started(spare: Spare, settings: Settings) 
 
 def test_who_finds_none_is_started_as_anybody_else(spare: Spare, settings: Settings) -> None:
     spare.start()
-    waiting = psutil.Process().children()[-1]
+    waiting = waiting_in(spare)
     assert not starts_with_torch(Want(name="w", command=ROLE), spare, settings), "no model worker"
     waiting.kill()
     wait_for(lambda: waiting.status() == psutil.STATUS_ZOMBIE)
@@ -92,7 +103,7 @@ def test_who_finds_none_is_started_as_anybody_else(spare: Spare, settings: Setti
 
 def test_one_that_was_stopped_is_none(spare: Spare, settings: Settings) -> None:
     spare.start()
-    (waiting,) = psutil.Process().children()
+    waiting = waiting_in(spare)
     waiting.suspend()
     wait_for(lambda: waiting.status() == psutil.STATUS_STOPPED)
     assert not starts_with_torch(Want(name="w", command=ROLE, spare=True), spare, settings)
@@ -117,7 +128,7 @@ def test_one_that_is_no_use_starts_its_role_from_nothing(
     options = ["--set", f"data_dir={settings.data_dir}", *(["--set", "nonsense=1"] if trouble == "no settings" else [])]
     spare = Spare(options, home / "spare.log")
     spare.start()
-    waiting = psutil.Process().children()[-1].pid
+    waiting = waiting_in(spare).pid
     if trouble == "other packages":
         wait_for(lambda: "libtorch" in Path(f"/proc/{waiting}/maps").read_text(), 60.0, "torch to be imported")
         (packages / "torch-9.dist-info").mkdir()
